@@ -1,0 +1,92 @@
+"""What happens while a graph is built, as values that listeners receive.
+
+Listeners are called in the event loop, in order, and must return at once. An exception that a
+listener raises is not swallowed: it ends the run, because a broken display must not hide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from executor.build.result import BuildResult
+from executor.formats.store_path import StorePath
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphPlanned:
+    """How many derivations have to be built before the first of them starts."""
+
+    will_build: tuple[StorePath, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildStarted:
+    """The builder of ``drv_path`` is about to run; ``build_id`` numbers the builds of one run."""
+
+    build_id: int
+    drv_path: StorePath
+    start_time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildLogLine:
+    """One line that the builder printed, without its line end; bytes, untrusted."""
+
+    build_id: int
+    drv_path: StorePath
+    line: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPhase:
+    """The builder said (by an ``@nix`` line) that it entered a phase."""
+
+    build_id: int
+    drv_path: StorePath
+    phase: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildFinished:
+    """The derivation is done; ``build_id`` is ``None`` where no builder ran."""
+
+    build_id: int | None
+    result: BuildResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingForLock:
+    """Another process builds the same outputs; ``holder`` is its process id where known."""
+
+    drv_path: StorePath
+    paths: tuple[str, ...]
+    holder: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingForUser:
+    """All build users are in use."""
+
+    drv_path: StorePath
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """A message for people: ``level`` as Nix's verbosity (0 error, 1 warning, 2 notice, 3 info)."""
+
+    level: int
+    text: str
+
+
+Event = (
+    GraphPlanned
+    | BuildStarted
+    | BuildLogLine
+    | BuildPhase
+    | BuildFinished
+    | WaitingForLock
+    | WaitingForUser
+    | Notice
+)
+Listener = Callable[[Event], None]

@@ -1,0 +1,119 @@
+"""What a build ends in: statuses, the result record, and exit codes.
+
+Status numbers are those of Nix's worker protocol (``build-result.hh``), so that a later server can
+send them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from executor.formats.store_path import StorePath
+
+
+class BuildStatus(IntEnum):
+    """Result of one derivation, numbered as on Nix's wire.
+
+    ``HASH_MISMATCH`` has no number on the wire (it is sent as ``OUTPUT_REJECTED``) and
+    ``CANCELLED`` never leaves the process.
+    """
+
+    BUILT = 0
+    SUBSTITUTED = 1
+    ALREADY_VALID = 2
+    PERMANENT_FAILURE = 3
+    INPUT_REJECTED = 4
+    OUTPUT_REJECTED = 5
+    TRANSIENT_FAILURE = 6
+    CACHED_FAILURE = 7
+    TIMED_OUT = 8
+    MISC_FAILURE = 9
+    DEPENDENCY_FAILED = 10
+    LOG_LIMIT_EXCEEDED = 11
+    NOT_DETERMINISTIC = 12
+    RESOLVES_TO_ALREADY_VALID = 13
+    NO_SUBSTITUTERS = 14
+    HASH_MISMATCH = 101
+    CANCELLED = 102
+
+    @property
+    def success(self) -> bool:
+        return self in _SUCCESSES
+
+    @property
+    def wire(self) -> int:
+        """The number that the worker protocol knows for this status."""
+        if self is BuildStatus.HASH_MISMATCH:
+            return int(BuildStatus.OUTPUT_REJECTED)
+        return int(BuildStatus.MISC_FAILURE if self is BuildStatus.CANCELLED else self)
+
+    @property
+    def label(self) -> str:
+        """The name as Nix writes it in JSON, for example ``PermanentFailure``."""
+        return "".join(part.capitalize() for part in self.name.split("_"))
+
+
+_SUCCESSES = frozenset(
+    {
+        BuildStatus.BUILT,
+        BuildStatus.SUBSTITUTED,
+        BuildStatus.ALREADY_VALID,
+        BuildStatus.RESOLVES_TO_ALREADY_VALID,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """The record of one derivation.
+
+    Times are seconds since the epoch (0 when nothing ran), CPU times microseconds (``None`` when
+    nothing ran). ``exit_code`` and ``signal`` tell how the builder ended, where it ran; ``message``
+    is one line without the derivation's log. ``log_tail`` holds the last lines of the log, as bytes
+    without line ends. ``kept_build_directory`` is set under ``keep-failed``.
+    """
+
+    drv_path: StorePath
+    status: BuildStatus
+    message: str = ""
+    outputs: Mapping[str, StorePath] = field(default_factory=dict)
+    start_time: float = 0.0
+    stop_time: float = 0.0
+    cpu_user: int | None = None
+    cpu_system: int | None = None
+    log_path: str | None = None
+    log_tail: tuple[bytes, ...] = ()
+    exit_code: int | None = None
+    signal: int | None = None
+    kept_build_directory: str | None = None
+
+    @property
+    def success(self) -> bool:
+        return self.status.success
+
+
+# Nix's Worker::failingExitStatus (src/libstore/build/worker.cc): 0b1100100 with flags below it.
+_BASE = 0x60
+_BUILD_FAILURE = 0x04
+_TIMED_OUT = 0x01
+_HASH_MISMATCH = 0x02
+_CHECK_MISMATCH = 0x08
+_FLAGS = {
+    BuildStatus.PERMANENT_FAILURE: _BUILD_FAILURE,
+    BuildStatus.TIMED_OUT: _BUILD_FAILURE | _TIMED_OUT,
+    BuildStatus.HASH_MISMATCH: _BUILD_FAILURE | _HASH_MISMATCH,
+    BuildStatus.NOT_DETERMINISTIC: _CHECK_MISMATCH,
+}
+
+
+def exit_status(results: Iterable[BuildResult]) -> int:
+    """Exit code of a command that built these: 0, 1, or Nix's bit mask from 100 on (row R3)."""
+    failed = [result for result in results if not result.success]
+    if not failed:
+        return 0
+    mask = 0
+    for result in failed:
+        mask |= _FLAGS.get(result.status, 0)
+    return _BASE | mask if mask else 1
