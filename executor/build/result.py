@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from executor.formats.store_path import StorePath
 
@@ -65,6 +65,24 @@ _SUCCESSES = frozenset(
 )
 
 
+class FailureCause(StrEnum):
+    """What went wrong, where several causes share a status."""
+
+    EXIT_CODE = "exit-code"
+    SIGNAL = "signal"
+    MEMORY = "out-of-memory"
+    TIMEOUT = "timeout"
+    SILENCE = "silence"
+    LOG_LIMIT = "log-limit"
+    EXEC = "exec"
+    SETUP = "sandbox-setup"
+    STORE = "store"
+    INPUT = "input"
+    OUTPUT = "output"
+    DEPENDENCY = "dependency"
+    CANCELLED = "cancelled"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
     """The record of one derivation.
@@ -78,6 +96,7 @@ class BuildResult:
     drv_path: StorePath
     status: BuildStatus
     message: str = ""
+    cause: FailureCause | None = None
     outputs: Mapping[str, StorePath] = field(default_factory=dict)
     start_time: float = 0.0
     stop_time: float = 0.0

@@ -1,0 +1,163 @@
+"""What has to be built for some targets: a walk over derivations that are in the store.
+
+The walk only looks; temporary roots are taken before it looks, so that no collector removes what
+it saw. The plan may be out of date a moment later: every build checks again under its locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from executor.build.failure import BuildFailure, rejected_input, unable
+from executor.build.result import FailureCause
+from executor.derivation import Derivation, DerivationKind
+from executor.derivation_hash import output_paths
+from executor.errors import ExecutorError
+from executor.formats.store_path import StorePath
+from executor.store.local import LocalStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A derivation in the store and the outputs that are asked for (``None``: all)."""
+
+    drv_path: StorePath
+    outputs: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One derivation of the plan.
+
+    ``outputs`` maps each output to its path, ``wanted`` names those that somebody needs, ``valid``
+    those that are there. ``needs`` are the derivations to build first. ``failure`` is set where
+    the plan itself shows that it can't be built.
+    """
+
+    drv_path: StorePath
+    derivation: Derivation | None
+    outputs: Mapping[str, StorePath]
+    wanted: frozenset[str]
+    valid: frozenset[str]
+    needs: tuple[StorePath, ...] = ()
+    failure: BuildFailure | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.failure is None and self.wanted <= self.valid
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The nodes that matter for the targets, by derivation path."""
+
+    nodes: Mapping[StorePath, Node]
+
+    @property
+    def to_build(self) -> tuple[StorePath, ...]:
+        return tuple(
+            sorted(path for path, node in self.nodes.items() if not node.is_done and not node.failure)
+        )
+
+
+def make_plan(store: LocalStore, targets: Iterable[Target]) -> Plan:
+    """Walk down from the targets as far as something is missing."""
+    wanted: dict[StorePath, set[str]] = {}
+    nodes: dict[StorePath, Node] = {}
+    pending = [(target.drv_path, target.outputs) for target in targets]
+    while pending:
+        drv_path, outputs = pending.pop()
+        known = nodes.get(drv_path)
+        names = _names(store, drv_path, known, outputs)
+        if known is not None and names <= known.wanted:
+            continue
+        wanted.setdefault(drv_path, set()).update(names)
+        node = _examine(store, drv_path, frozenset(wanted[drv_path]), outputs is None)
+        nodes[drv_path] = node
+        if node.derivation is not None and not node.is_done and node.failure is None:
+            pending.extend(node.derivation.input_drvs.items())
+    return Plan(nodes)
+
+
+def _names(
+    store: LocalStore, drv_path: StorePath, known: Node | None, outputs: frozenset[str] | None
+) -> set[str]:
+    if outputs is not None:
+        return set(outputs)
+    return set(known.outputs) if known is not None else set()
+
+
+def _examine(
+    store: LocalStore, drv_path: StorePath, wanted: frozenset[str], all_outputs: bool
+) -> Node:
+    name = store.store_dir.render(drv_path)
+    store.add_temp_root(drv_path)
+    try:
+        derivation = _read(store, drv_path, name)
+        paths = _static_outputs(store, derivation, name)
+        missing = wanted - paths.keys()
+        if missing:
+            raise rejected_input(
+                f"derivation '{name}' does not have wanted outputs "
+                + ", ".join(f"'{output}'" for output in sorted(missing))
+            )
+        store.add_temp_roots(paths.values())
+        valid = store.query_valid(paths.values())
+        node = Node(
+            drv_path=drv_path,
+            derivation=derivation,
+            outputs=paths,
+            wanted=frozenset(paths) if all_outputs else wanted,
+            valid=frozenset(output for output, path in paths.items() if path in valid),
+            needs=tuple(sorted(derivation.input_drvs)),
+        )
+        if not node.is_done:
+            _check_sources(store, derivation, name)
+        return node
+    except BuildFailure as failure:
+        return Node(
+            drv_path=drv_path,
+            derivation=None,
+            outputs={},
+            wanted=wanted,
+            valid=frozenset(),
+            failure=failure,
+        )
+
+
+def _read(store: LocalStore, drv_path: StorePath, name: str) -> Derivation:
+    if not store.is_valid(drv_path):
+        raise unable(f"don't know how to build '{name}': it is not in the store", FailureCause.INPUT)
+    try:
+        return store.read_derivation(drv_path)
+    except ExecutorError as error:
+        raise rejected_input(f"'{name}' is not a usable derivation: {error}") from error
+
+
+_UNSUPPORTED = {
+    DerivationKind.FLOATING: "ca-derivations",
+    DerivationKind.DEFERRED: "ca-derivations",
+    DerivationKind.IMPURE: "impure-derivations",
+}
+
+
+def _static_outputs(store: LocalStore, derivation: Derivation, name: str) -> dict[str, StorePath]:
+    feature = _UNSUPPORTED.get(derivation.kind)
+    if feature is not None:
+        raise unable(
+            f"'{name}' needs the experimental feature '{feature}', which this version "
+            "doesn't support",
+            FailureCause.INPUT,
+        )
+    paths = output_paths(derivation, store.read_derivation, store.store_dir)
+    return {output: path for output, path in paths.items() if path is not None}
+
+
+def _check_sources(store: LocalStore, derivation: Derivation, name: str) -> None:
+    missing = set(derivation.input_srcs) - store.query_valid(derivation.input_srcs)
+    if missing:
+        source = store.store_dir.render(min(missing))
+        raise unable(
+            f"dependency '{source}' of '{name}' does not exist in the store", FailureCause.INPUT
+        )

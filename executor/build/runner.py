@@ -1,0 +1,249 @@
+"""Run one builder: start it in the sandbox, follow its output, enforce the limits, wait for it.
+
+Knows nothing of derivations: a sandbox spec goes in, an outcome comes out. A failure to set the
+sandbox up, or the loss of the spawner, is raised as the sandbox's own error and never looks like
+an outcome of the builder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import pty
+import termios
+import time
+import tty
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from executor.build.log import LineBuffer, LogEntry
+from sandbox import Exited, SandboxProcess, SandboxSpec, Spawner
+
+_READ_SIZE = 1 << 16
+
+
+class Ending(Enum):
+    """Why a builder ended."""
+
+    EXITED = auto()
+    SIGNALED = auto()
+    TIMED_OUT = auto()
+    SILENT = auto()
+    LOG_LIMIT = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of one builder; 0 means none. Times in seconds, the log in bytes."""
+
+    timeout: int = 0
+    max_silent_time: int = 0
+    max_log_size: int = 0
+    log_tail: int = 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a builder ended. ``exit_code`` or ``signal`` is set; CPU times are microseconds.
+
+    ``memory_exhausted`` says that the kernel killed processes for lack of memory meanwhile.
+    """
+
+    ending: Ending
+    exit_code: int | None
+    signal: int | None
+    cpu_user: int
+    cpu_system: int
+    start_time: float
+    stop_time: float
+    log_tail: tuple[bytes, ...]
+    memory_exhausted: bool
+
+    @property
+    def success(self) -> bool:
+        return self.ending is Ending.EXITED and self.exit_code == 0
+
+
+class LogSink(Protocol):
+    """Where the raw output goes."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+async def run_builder(
+    spawner: Spawner,
+    spec: SandboxSpec,
+    *,
+    limits: Limits,
+    log: LogSink | None,
+    on_entry: Callable[[LogEntry], None],
+    on_start: Callable[[float], None],
+) -> Outcome:
+    """Run the builder of ``spec`` to its end.
+
+    If this coroutine is cancelled, the builder is killed and waited for before the cancellation
+    goes on. Raises what ``Spawner.spawn`` raises.
+    """
+    loop = asyncio.get_running_loop()
+    killed_before = _kernel_oom_kills()
+    master, slave = _open_pty(spec.host_uid)
+    try:
+        start = time.time()
+        try:
+            process = await spawner.spawn(spec, slave)
+        finally:
+            os.close(slave)
+        on_start(start)
+        follower = _Follower(master, process, limits, log, on_entry)
+        loop.add_reader(master, follower.readable)
+        try:
+            follower.arm(loop)
+            exit_ = await _wait(process)
+        finally:
+            loop.remove_reader(master)
+            follower.disarm()
+        follower.drain()
+    finally:
+        os.close(master)
+    exited = isinstance(exit_, Exited)
+    natural = Ending.EXITED if exited else Ending.SIGNALED
+    return Outcome(
+        ending=follower.ending or natural,
+        exit_code=exit_.code if isinstance(exit_, Exited) else None,
+        signal=None if isinstance(exit_, Exited) else exit_.signal,
+        cpu_user=exit_.usage.user_us,
+        cpu_system=exit_.usage.system_us,
+        start_time=start,
+        stop_time=time.time(),
+        log_tail=tuple(follower.lines.tail),
+        memory_exhausted=_kernel_oom_kills() > killed_before,
+    )
+
+
+async def _wait(process: SandboxProcess) -> object:
+    """Wait for the end; on cancellation kill, and wait all the same."""
+    waiting = asyncio.ensure_future(process.wait())
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        process.kill()
+        await waiting
+        raise
+
+
+class _Follower:
+    """Reads the pseudo-terminal, watches the clock and the size of the log."""
+
+    def __init__(
+        self,
+        master: int,
+        process: SandboxProcess,
+        limits: Limits,
+        log: LogSink | None,
+        on_entry: Callable[[LogEntry], None],
+    ) -> None:
+        self.lines = LineBuffer(limits.log_tail)
+        self.ending: Ending | None = None
+        self._master = master
+        self._process = process
+        self._limits = limits
+        self._log = log
+        self._on_entry = on_entry
+        self._size = 0
+        self._last_output = time.monotonic()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._closed = False
+
+    def arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._limits.timeout:
+            timer = loop.call_later(self._limits.timeout, self._stop, Ending.TIMED_OUT)
+            self._timers.append(timer)
+        if self._limits.max_silent_time:
+            self._watch_silence(loop)
+
+    def disarm(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+
+    def readable(self) -> None:
+        """Take what is there; called by the event loop, so one read at a time."""
+        if not self._read():
+            asyncio.get_running_loop().remove_reader(self._master)
+
+    def drain(self) -> None:
+        """Take all that is left after the builder's end, and the last unfinished line."""
+        while self._read():
+            pass
+        for entry in self.lines.flush():
+            self._on_entry(entry)
+
+    def _read(self) -> bool:
+        if self._closed:
+            return False
+        try:
+            data = os.read(self._master, _READ_SIZE)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data = b""  # Linux says EIO when the last slave descriptor is closed
+        if not data:
+            self._closed = True
+            return False
+        self._take(data)
+        return True
+
+    def _take(self, data: bytes) -> None:
+        self._last_output = time.monotonic()
+        self._size += len(data)
+        if self._limits.max_log_size and self._size > self._limits.max_log_size:
+            self._stop(Ending.LOG_LIMIT)
+            self._closed = True
+            return
+        if self._log is not None:
+            self._log.write(data)
+        for entry in self.lines.feed(data):
+            self._on_entry(entry)
+
+    def _watch_silence(self, loop: asyncio.AbstractEventLoop) -> None:
+        left = self._last_output + self._limits.max_silent_time - time.monotonic()
+        if left <= 0:
+            self._stop(Ending.SILENT)
+            return
+        self._timers.append(loop.call_later(left, self._watch_silence, loop))
+
+    def _stop(self, ending: Ending) -> None:
+        if self.ending is None:
+            self.ending = ending
+            self._process.kill()
+
+
+def _open_pty(uid: int) -> tuple[int, int]:
+    """A raw pseudo-terminal whose slave side belongs to the build user, as Nix makes it."""
+    master, slave = pty.openpty()
+    try:
+        os.fchown(slave, uid, 0)
+        os.fchmod(slave, 0o600)
+        tty.setraw(slave, termios.TCSANOW)
+        os.set_blocking(master, False)
+    except BaseException:
+        os.close(master)
+        os.close(slave)
+        raise
+    return master, slave
+
+
+def _kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory since boot."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        return 0
+    return 0

@@ -1,0 +1,210 @@
+"""Directories of one build: where it works, and where its outputs appear.
+
+::
+
+    <build-dir>/nix-<random>/            0700 root: nobody else reaches what is below
+        build/                           0700 build user: TMPDIR, the sandbox's /build
+    <store>/<drv>.chroot/                0700 root: the name that stock Nix's collector spares
+        store/                           01775 root:build group: the sandbox's store directory
+        tmp/                             01777: the sandbox's /tmp, on the store's disk
+        final/                           0700 root: copies of outputs, out of the builder's reach
+
+Everything is made and removed through directory descriptors; no name in a place that a builder
+could write is ever followed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from executor.build.users import BuildUser
+from executor.errors import StoreError
+from executor.store.tree import delete_tree
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Paths (on the host) and open directories of one build; see the module's picture."""
+
+    build_directory: str
+    scratch_store: str
+    temporary_directory: str
+    top_fd: int
+    build_fd: int
+    scratch_fd: int
+    final_fd: int
+
+
+class WorkspaceOwner:
+    """Owns a workspace: makes it, closes it, deletes it."""
+
+    def __init__(self, *, build_root: str, chroot_path: str, user: BuildUser) -> None:
+        self._build_root = build_root
+        self._chroot_path = chroot_path
+        self._user = user
+        self._descriptors: list[int] = []
+        self._top_name: str | None = None
+        self._keep = False
+
+    def __enter__(self) -> Workspace:
+        try:
+            return self._make()
+        except OSError as error:
+            self.close()
+            raise StoreError(f"can't set up the build's directories: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def keep_build_directory(self) -> str:
+        """Leave the build directory for inspection, owned by root, and say where it is.
+
+        Ownership is taken away from the build user first: the id will be used again (rows 103 and
+        104 of the attack catalogue), and a change of owner also strips setuid bits.
+        """
+        name = self._top_name
+        if name is None:
+            raise StoreError("there is no build directory to keep")
+        path = os.path.join(self._build_root, name)
+        with _opened(self._build_root) as root_fd, _opened(name, root_fd) as top_fd:
+            take_ownership(top_fd, "build")
+            os.fchmod(top_fd, 0o755)
+        self._keep = True
+        return os.path.join(path, "build")
+
+    def close(self) -> None:
+        """Close descriptors and delete what is not kept. May be called again."""
+        descriptors, self._descriptors = self._descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)
+        _delete(self._chroot_path)
+        if self._top_name is not None and not self._keep:
+            _delete(os.path.join(self._build_root, self._top_name))
+        self._top_name = None
+
+    def _make(self) -> Workspace:
+        os.makedirs(self._build_root, mode=0o755, exist_ok=True)
+        check_build_root(self._build_root)
+        self._top_name = f"nix-{os.getpid()}-{secrets.token_hex(8)}"
+        root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
+        os.mkdir(self._top_name, 0o700, dir_fd=root_fd)
+        top_fd = self._hold(os.open(self._top_name, _DIRECTORY, dir_fd=root_fd))
+        build_fd = self._subdirectory(top_fd, "build", 0o700, self._user.uid, self._user.gid)
+        chroot_fd = self._make_chroot()
+        scratch_fd = self._subdirectory(chroot_fd, "store", 0o1775, 0, self._user.gid)
+        self._subdirectory(chroot_fd, "tmp", 0o1777, 0, 0)
+        return Workspace(
+            build_directory=os.path.join(self._build_root, self._top_name, "build"),
+            scratch_store=os.path.join(self._chroot_path, "store"),
+            temporary_directory=os.path.join(self._chroot_path, "tmp"),
+            top_fd=top_fd,
+            build_fd=build_fd,
+            scratch_fd=scratch_fd,
+            final_fd=self._subdirectory(chroot_fd, "final", 0o700, 0, 0),
+        )
+
+    def _make_chroot(self) -> int:
+        _delete(self._chroot_path)  # what a killed run left
+        os.mkdir(self._chroot_path, 0o700)
+        return self._hold(os.open(self._chroot_path, _DIRECTORY))
+
+    def _subdirectory(self, parent_fd: int, name: str, mode: int, uid: int, gid: int) -> int:
+        os.mkdir(name, 0o700, dir_fd=parent_fd)
+        descriptor = self._hold(os.open(name, _DIRECTORY, dir_fd=parent_fd))
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)  # mkdir's mode is subject to the umask
+        return descriptor
+
+    def _hold(self, descriptor: int) -> int:
+        self._descriptors.append(descriptor)
+        return descriptor
+
+
+def write_build_file(build_fd: int, name: str, content: bytes, user: BuildUser) -> None:
+    """Write a file into the build directory for the builder, never through a link (row 79)."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o666, dir_fd=build_fd)
+    try:
+        os.fchmod(descriptor, 0o644)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fchown(descriptor, user.uid, user.gid)
+    finally:
+        os.close(descriptor)
+
+
+def check_build_root(path: str) -> None:
+    """Refuse a build directory that somebody else could swap (row 100).
+
+    The directory itself must belong to root and be writable to nobody else. A parent may be
+    world-writable only where it is sticky (``/tmp``), because then nobody can rename what root
+    made in it. Links are refused: their target can change.
+    """
+    current = os.path.abspath(path)
+    child: os.stat_result | None = None
+    while True:
+        status = os.lstat(current)
+        if stat.S_ISLNK(status.st_mode):
+            raise StoreError(f"the build directory must not lie below the symlink '{current}'")
+        writable = status.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
+        protected = child is not None and status.st_mode & stat.S_ISVTX and child.st_uid == 0
+        if status.st_uid != 0 or (writable and not protected):
+            raise StoreError(
+                f"the directory '{current}' can be changed by other users, so builds must not "
+                "run below it; set 'build-dir' to a directory that only root can write"
+            )
+        if current == "/":
+            return
+        current, child = os.path.dirname(current), status
+
+
+def take_ownership(parent_fd: int, name: str | bytes) -> None:
+    """Give a tree to root, file by file, without following links or crossing into new mounts."""
+    stack: list[int] = [_open_directory(name, parent_fd)]
+    while stack:
+        directory = stack.pop()
+        try:
+            os.fchown(directory, 0, 0)
+            os.fchmod(directory, 0o755)
+            for entry in os.listdir(directory):
+                status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    stack.append(_open_directory(entry, directory))
+                else:
+                    os.chown(entry, 0, 0, dir_fd=directory, follow_symlinks=False)
+        finally:
+            os.close(directory)
+
+
+def _open_directory(name: str | bytes, parent_fd: int) -> int:
+    return os.open(name, _DIRECTORY, dir_fd=parent_fd)
+
+
+@contextmanager
+def _opened(path: str, dir_fd: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, _DIRECTORY, dir_fd=dir_fd)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _delete(path: str) -> None:
+    """Delete a tree in a directory that only root can write, if it is there."""
+    with _opened(os.path.dirname(path)) as parent:
+        try:
+            os.lstat(os.path.basename(path), dir_fd=parent)
+        except FileNotFoundError:
+            return
+        delete_tree(parent, os.fsencode(os.path.basename(path)))
