@@ -2,41 +2,75 @@
 
 `LocalStore` is the front of this package: it owns the database connection, the big lock and the
 temporary roots of this process and hands the work to the modules beside it. It is synchronous and
-belongs to one thread; it must not be used after a fork.
+belongs to one thread at a time; it must not be used after a fork.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
-from executor.derivation import Derivation
+from executor.derivation import Derivation, unparse_derivation
+from executor.errors import StoreError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import StoreDir, StorePath
+from executor.store.add import Adder
+from executor.store.derivations import DerivationFiles
+from executor.store.layout import OpenStore, open_existing, open_or_make
 from executor.store.location import StoreLocation
 from executor.store.path_info import PathInfo
+from executor.store.queries import Queries
+from executor.store.register import Registrar
+from executor.store.roots import TempRoots, make_root_link
+from executor.store.settings import StoreSettings
+from executor.store.tree import Source, sync_tree
+from executor.store.verify import Verifier
+
+__all__ = ["LocalStore", "StoreSettings"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreSettings:
-    """The settings that the store obeys; named as Nix's, with underscores."""
-
-    fsync_metadata: bool = True
-    fsync_store_paths: bool = False
-    sync_before_registering: bool = False
-    use_sqlite_wal: bool = True
-    build_users_group: str = "nixbld"
-    gc_reserved_space: int = 8 * 1024 * 1024
-    ignored_acls: frozenset[str] = frozenset(
-        {"security.selinux", "system.nfs4_acl", "security.csm"}
-    )
+def _ignore(_text: str) -> None:
+    """The listener of those who don't listen."""
 
 
 class LocalStore:
-    """SKELETON: signatures only, see the working contract."""
+    """An open store; a context manager.
 
-    location: StoreLocation
-    settings: StoreSettings
+    Methods raise InvalidPathError for a path that has to be valid and isn't, and StoreError for
+    everything that the store, its database or its files can't do.
+    """
+
+    def __init__(
+        self, location: StoreLocation, settings: StoreSettings, opened: OpenStore, read_only: bool
+    ) -> None:
+        self.location = location
+        self.settings = settings
+        self.read_only = read_only
+        self._database = opened.database
+        self._big_lock = opened.big_lock
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._store_fd = os.open(location.real_store_dir, flags)
+        self._queries = Queries(self._database, location.store_dir)
+        self._derivations = DerivationFiles(
+            location.real_store_dir, location.store_dir, self._queries
+        )
+        self._registrar = Registrar(
+            self._database,
+            self._queries,
+            self._derivations,
+            location.store_dir,
+            sync_first=settings.sync_before_registering,
+        )
+        self._temp_roots = TempRoots(location)
+        self._adder = Adder(
+            store_fd=self._store_fd,
+            store_dir=location.store_dir,
+            real_store_dir=location.real_store_dir,
+            settings=settings,
+            queries=self._queries,
+            registrar=self._registrar,
+            temp_roots=self._temp_roots,
+        )
 
     @classmethod
     def open(
@@ -46,10 +80,32 @@ class LocalStore:
         read_only: bool = False,
         settings: StoreSettings | None = None,
     ) -> Self:
-        raise NotImplementedError
+        """Open a store, and make it where there is none, as Nix would.
+
+        With `read_only`, or where the location says so, nothing is made or changed, and a missing
+        store is an error. Raises SchemaError for a database of another version.
+        """
+        read_only = read_only or location.read_only
+        settings = settings or StoreSettings()
+        opened = (open_existing if read_only else open_or_make)(location, settings)
+        try:
+            return cls(location, settings, opened, read_only)
+        except OSError as error:
+            opened.close()
+            raise StoreError(
+                f"cannot open '{location.real_store_dir}': {error.strerror}"
+            ) from error
 
     def close(self) -> None:
-        raise NotImplementedError
+        """Give up locks, temporary roots and the database; doing it twice is harmless."""
+        if self._store_fd < 0:
+            return
+        os.close(self._store_fd)
+        self._store_fd = -1
+        self._temp_roots.close()
+        self._database.close()
+        if self._big_lock >= 0:
+            os.close(self._big_lock)
 
     def __enter__(self) -> Self:
         return self
@@ -64,84 +120,193 @@ class LocalStore:
 
     @property
     def store_dir(self) -> StoreDir:
+        """The logical store directory, for rendering and parsing paths."""
         return self.location.store_dir
 
+    @property
+    def store_fd(self) -> int:
+        """A descriptor of the real store directory, open as long as the store."""
+        return self._store_fd
+
     def real_path(self, path: StorePath) -> str:
+        """Where the files of a path are on this machine."""
         return f"{self.location.real_store_dir}/{path.base_name}"
 
+    # What is valid, and what is known of it.
+
     def is_valid(self, path: StorePath) -> bool:
-        raise NotImplementedError
+        """Whether a path is registered."""
+        return self._queries.is_valid(path)
 
     def query_path_info(self, path: StorePath) -> PathInfo:
-        raise NotImplementedError
+        """What is known of a valid path."""
+        return self._queries.info(path)
 
     def query_path_infos(self, paths: Collection[StorePath]) -> dict[StorePath, PathInfo]:
-        raise NotImplementedError
+        """What is known of many valid paths, by two queries in all."""
+        return self._queries.infos(paths)
 
     def query_valid(self, paths: Collection[StorePath]) -> set[StorePath]:
-        raise NotImplementedError
+        """Those of the paths that are valid."""
+        return self._queries.valid(paths)
 
     def query_all_valid(self) -> set[StorePath]:
-        raise NotImplementedError
+        """Every valid path."""
+        return self._queries.all_valid()
 
     def query_referrers(self, path: StorePath) -> set[StorePath]:
-        raise NotImplementedError
+        """The valid paths that refer to a path directly, itself included if it does."""
+        return self._queries.referrers(path)
 
     def query_derivers(self, path: StorePath) -> set[StorePath]:
-        raise NotImplementedError
+        """The valid derivations that have the path as an output."""
+        return self._queries.derivers(path)
 
     def query_deriver(self, path: StorePath) -> StorePath | None:
-        raise NotImplementedError
+        """The derivation that a valid path was built from, if that is known."""
+        return self._queries.info(path).deriver
 
     def query_outputs(self, drv_path: StorePath) -> dict[str, StorePath]:
-        raise NotImplementedError
+        """The outputs of a valid derivation whose paths are known before it is built, by name."""
+        return self._queries.outputs(drv_path)
 
     def path_from_hash_part(self, hash_part: str) -> StorePath | None:
-        raise NotImplementedError
+        """The valid path with these 32 characters, if there is one."""
+        return self._queries.from_hash_part(hash_part)
 
     def closure(self, paths: Iterable[StorePath], *, reverse: bool = False) -> set[StorePath]:
-        raise NotImplementedError
+        """The paths and all that they refer to, over any number of steps.
+
+        With `reverse`, all that refers to them instead. The given paths have to be valid.
+        """
+        return self._queries.closure(paths, reverse=reverse)
+
+    # Derivations.
 
     def read_derivation(self, path: StorePath) -> Derivation:
-        raise NotImplementedError
+        """A valid derivation; its output paths are known to be right. Kept for the next time."""
+        return self._derivations.read_valid(path)
 
-    def write_derivation(self, derivation: Derivation) -> StorePath:
-        raise NotImplementedError
+    def write_derivation(
+        self, derivation: Derivation, *, on_wait: Callable[[str], object] = _ignore
+    ) -> StorePath:
+        """Add a derivation; its inputs have to be valid, and its output paths the right ones."""
+        inputs = {*derivation.input_srcs, *derivation.input_drvs}
+        data = unparse_derivation(derivation, self.store_dir)
+        return self.add_text(f"{derivation.name}.drv", data, inputs, on_wait=on_wait)
 
-    def add_text(self, name: str, data: bytes, references: Collection[StorePath] = ()) -> StorePath:
-        raise NotImplementedError
+    # Adding objects. `on_wait` is called with a real path whose lock somebody else holds.
+
+    def add_text(
+        self,
+        name: str,
+        data: bytes,
+        references: Collection[StorePath] = (),
+        *,
+        on_wait: Callable[[str], object] = _ignore,
+    ) -> StorePath:
+        """Add a file from memory; its path comes from name, contents and references."""
+        self._require_writable()
+        return self._adder.add_text(name, data, references, on_wait)
 
     def add_file_or_tree(
-        self, name: str, path: str | bytes, method: IngestionMethod = IngestionMethod.NAR
+        self,
+        name: str,
+        path: str | bytes,
+        method: IngestionMethod = IngestionMethod.NAR,
+        *,
+        on_wait: Callable[[str], object] = _ignore,
     ) -> StorePath:
-        raise NotImplementedError
+        """Copy a file or tree into the store, as `nix-store --add` (NAR) and `--add-fixed`."""
+        self._require_writable()
+        if method not in (IngestionMethod.NAR, IngestionMethod.FLAT):
+            raise StoreError(f"files cannot be added with the method {method.name}")
+        return self._adder.add_path(name, os.fsencode(path), method, on_wait)
 
-    def add_nar(self, info: PathInfo, source: BinaryIO) -> None:
-        raise NotImplementedError
+    def add_nar(
+        self, info: PathInfo, source: Source, *, on_wait: Callable[[str], object] = _ignore
+    ) -> None:
+        """Unpack a NAR and register it; the archive is read to its end also if it is valid already.
+
+        Raises HashMismatchError and leaves nothing behind if hash or size aren't as declared.
+        Signatures are not checked here.
+        """
+        self._require_writable()
+        self._adder.add_nar(info, source, on_wait)
+
+    def move_into_store(self, parent_fd: int, name: bytes, path: StorePath) -> None:
+        """Rename a complete, canonical tree on the same file system to its place in the store.
+
+        What is invalid there already must have been deleted. Flushes it to disk if the settings
+        say so. The caller holds the lock of the path and registers it afterwards.
+        """
+        self._require_writable()
+        if self.settings.fsync_store_paths:
+            sync_tree(parent_fd, name)
+        try:
+            os.rename(name, path.base_name, src_dir_fd=parent_fd, dst_dir_fd=self._store_fd)
+        except OSError as error:
+            raise StoreError(
+                f"cannot move '{os.fsdecode(name)}' to '{self.real_path(path)}': {error.strerror}"
+            ) from error
+        if self.settings.fsync_store_paths:
+            os.fsync(self._store_fd)
+
+    # Changing what is valid.
 
     def register(self, infos: Sequence[PathInfo]) -> None:
-        raise NotImplementedError
+        """Make paths valid in one transaction; see Registrar.register for what is refused."""
+        self._require_writable()
+        self._registrar.register(infos)
 
     def invalidate(self, path: StorePath) -> None:
-        raise NotImplementedError
+        """Make a path invalid; its files stay. PathInUseError if valid paths refer to it."""
+        self._require_writable()
+        self._registrar.invalidate(path)
 
     def add_signatures(self, path: StorePath, signatures: Iterable[str]) -> None:
-        raise NotImplementedError
+        """Add signatures to a valid path."""
+        self._require_writable()
+        self._registrar.add_signatures(path, signatures)
+
+    # Garbage collector roots and checks.
 
     def add_temp_root(self, path: StorePath) -> None:
-        raise NotImplementedError
+        """Keep the collector away from a path, valid or not, until this store is closed."""
+        self.add_temp_roots((path,))
 
     def add_temp_roots(self, paths: Iterable[StorePath]) -> None:
-        raise NotImplementedError
+        """As add_temp_root, with one lock and one write for all of them."""
+        if not self.read_only:
+            self._temp_roots.add(paths)
+
+    def add_permanent_root(self, link: str, path: StorePath) -> str:
+        """Make a symbolic link outside of the store that keeps `path`; returns its full path."""
+        self._require_writable()
+        self.add_temp_root(path)
+        return make_root_link(self.location, link, path)
 
     def verify(
         self,
         *,
         check_contents: bool = False,
         repair: bool = False,
-        report: Callable[[str], None] = lambda _line: None,
+        report: Callable[[str], object] = _ignore,
     ) -> list[str]:
-        raise NotImplementedError
+        """Compare database and files; returns the problems. `report` gets every message."""
+        self._require_writable()
+        if repair:
+            raise StoreError("repairing store paths is not supported yet")
+        verifier = Verifier(
+            store_fd=self._store_fd,
+            state_dir=self.location.state_dir,
+            queries=self._queries,
+            database=self._database,
+            ignored_acls=self.settings.ignored_acls,
+            report=report,
+        )
+        return verifier.run(check_contents=check_contents)
 
-    def move_into_store(self, parent_fd: int, name: bytes, path: StorePath) -> None:
-        raise NotImplementedError
+    def _require_writable(self) -> None:
+        if self.read_only:
+            raise StoreError(f"the store '{self.location.real_store_dir}' is open read-only")

@@ -127,7 +127,7 @@ def _locate(
         real, state, log = f"{base}/nix/store", f"{base}/nix/var/nix", f"{base}/nix/var/log/nix"
     require_signatures = take("require-sigs", None)
     build_dir = take("build-dir", None)
-    location = StoreLocation(
+    return StoreLocation(
         store_dir=StoreDir(store_dir),
         real_store_dir=_absolute("real", take("real", real)),
         state_dir=_absolute("state", take("state", state)),
@@ -142,7 +142,6 @@ def _locate(
         allow_symlinked_store=environ.get("NIX_IGNORE_SYMLINK_STORE") == "1",
         warnings=tuple(warnings) + _ignored(parameters),
     )
-    return location
 
 
 # Parameters of Nix's local store that have no meaning for an executor: they are checked for their

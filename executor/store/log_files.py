@@ -1,0 +1,116 @@
+"""Where the log of a build lives, writing it as it comes, and reading it again.
+
+Layout (as Nix): `<log dir>/drvs/<first two characters>/<rest of the derivation's base name>`, with
+".bz2" behind it when compressed.
+"""
+
+import bz2
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from executor.errors import StoreError
+from executor.formats.store_path import StorePath
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_BUFFER = 64 * 1024
+
+
+def log_path(log_dir: str, drv_path: StorePath, *, compress: bool) -> str:
+    """The file that the log of a build of this derivation is written to."""
+    base = drv_path.base_name
+    return f"{log_dir}/drvs/{base[:2]}/{base[2:]}{'.bz2' if compress else ''}"
+
+
+class LogFile:
+    """A log that is being written; its directories are made, and an older log is replaced.
+
+    With `compress` the file is a bzip2 stream, compressed as it comes (in blocks of 900 kB, so
+    the file grows in jumps); otherwise each write is visible at once. A context manager. Raises
+    StoreError when the file can't be opened; a symbolic link in its place is not followed.
+    """
+
+    def __init__(self, path: str, compress: bool) -> None:
+        self.path = path
+        self._compressor = bz2.BZ2Compressor() if compress else None
+        self._fd = _open_for_writing(path)
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Append bytes as they came from the builder."""
+        self.size += len(data)
+        self._write(data if self._compressor is None else self._compressor.compress(data))
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        """Complete the file; doing it twice is harmless."""
+        if self._fd < 0:
+            return
+        try:
+            if self._compressor is not None:
+                self._write(self._compressor.flush())
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _open_for_writing(path: str) -> int:
+    directory, name = os.path.split(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.makedirs(directory, exist_ok=True)
+        directory_fd = os.open(directory, _DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with suppress(FileNotFoundError):
+                # A new inode: readers of the old log keep it, and nobody else has the new one.
+                os.unlink(name, dir_fd=directory_fd)
+            _remove_twin(directory_fd, name)
+            return os.open(name, flags, 0o666, dir_fd=directory_fd)
+        finally:
+            os.close(directory_fd)
+    except OSError as error:
+        raise StoreError(f"cannot open log file '{path}': {error.strerror}") from error
+
+
+def _remove_twin(directory_fd: int, name: str) -> None:
+    """Remove a plain log beside a new compressed one: it is the one that readers look for first."""
+    if name.endswith(".bz2"):
+        with suppress(FileNotFoundError):
+            os.unlink(name.removesuffix(".bz2"), dir_fd=directory_fd)
+
+
+@contextmanager
+def open_log(log_dir: str, drv_path: StorePath) -> Iterator[BinaryIO | None]:
+    """The uncompressed log of the last build as a stream, or None; looks where Nix looks."""
+    base = drv_path.base_name
+    for plain in (f"{log_dir}/drvs/{base[:2]}/{base[2:]}", f"{log_dir}/drvs/{base}"):
+        with suppress(FileNotFoundError), open(plain, "rb", buffering=_BUFFER) as file:
+            yield file
+            return
+        with suppress(FileNotFoundError), bz2.open(f"{plain}.bz2", "rb") as compressed:
+            yield compressed
+            return
+    yield None
+
+
+def read_log(log_dir: str, drv_path: StorePath) -> bytes | None:
+    """The whole log of the last build, or None if there is none."""
+    with open_log(log_dir, drv_path) as stream:
+        return None if stream is None else stream.read()
