@@ -49,9 +49,8 @@ class BuildPhase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildFinished:
-    """The derivation is done; ``build_id`` is ``None`` where no builder ran."""
+    """The derivation is done, whether a builder ran for it or not."""
 
-    build_id: int | None
     result: BuildResult
 
 

@@ -1,0 +1,104 @@
+"""What all builds of one executor share: the store's thread, the spawners, slots and users."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from executor.build.events import Event
+from executor.build.users import UserPool
+from executor.config import Settings
+from executor.store.local import LocalStore
+from executor.store.signing import SecretKey
+from sandbox import Spawner
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What a builtin imports before it is confined; see executor.builtins.
+BUILTIN_MODULES = ("executor.builtins.main",)
+
+
+class StoreThread:
+    """The one thread that uses a store's database."""
+
+    def __init__(self, open_store: Callable[[], LocalStore]) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._open = open_store
+        self._store: LocalStore | None = None
+
+    async def start(self) -> None:
+        """Open the store. Raises what ``LocalStore.open`` raises."""
+        self._store = await self._run(self._open)
+
+    @property
+    def store(self) -> LocalStore:
+        """The store itself: for what needs no database (paths), or inside ``call``."""
+        if self._store is None:
+            raise RuntimeError("the store is not open")
+        return self._store
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``function`` in the store's thread.
+
+        A cancelled caller waits for the function to end: a registration is never left half-way.
+        """
+        return await self._run(partial(function, *args, **kwargs))
+
+    async def close(self) -> None:
+        if self._store is not None:
+            await self._run(self._store.close)
+            self._store = None
+        self._pool.shutdown()
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        return await finish(asyncio.get_running_loop().run_in_executor(self._pool, function))
+
+
+async def finish(future: asyncio.Future[T]) -> T:
+    """Await work in a thread; on cancellation let it end first, then go on being cancelled."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
+
+
+@dataclass(slots=True, kw_only=True)
+class BuildContext:
+    """Shared by the builds of one executor; lives as long as it."""
+
+    settings: Settings
+    store: StoreThread
+    users: UserPool
+    spawner: Spawner
+    slots: asyncio.Semaphore
+    workers: ThreadPoolExecutor
+    emit: Callable[[Event], None]
+    keys: tuple[SecretKey, ...]
+    build_root: str
+    builtin_spawner: Spawner | None = None
+    next_id: int = 0
+    _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def new_build_id(self) -> int:
+        self.next_id += 1
+        return self.next_id
+
+    async def spawner_for(self, *, builtin: bool) -> Spawner:
+        """The spawner for ordinary builders, or the one that has the builtins loaded."""
+        if not builtin:
+            return self.spawner
+        async with self._starting:
+            if self.builtin_spawner is None:
+                self.builtin_spawner = Spawner.start(preload=BUILTIN_MODULES)
+        return self.builtin_spawner
+
+    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run hashing and its like in a worker thread; never the database."""
+        loop = asyncio.get_running_loop()
+        return await finish(loop.run_in_executor(self.workers, partial(function, *args, **kwargs)))

@@ -1,0 +1,206 @@
+"""From what a builder left behind to store objects that may be registered.
+
+Runs in a worker thread, after every process of the builder is dead. The outputs lie in the
+scratch store, below a directory that only root can enter. Each is checked for its owner, made
+canonical, hashed and scanned in one pass; fixed outputs, whose builders may have given away a
+descriptor over the network, are copied to fresh inodes first (invariant 4 of the design).
+
+No database is used here: what needs it (closure checks, registration) comes after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+
+from executor.build.failure import rejected_output
+from executor.build.users import BuildUser
+from executor.build.workspace import Workspace
+from executor.derivation import Derivation, FixedOutput
+from executor.formats.content_address import ContentAddress, IngestionMethod
+from executor.formats.hashes import Hash, HashAlgorithm
+from executor.formats.store_path import StoreDir, StorePath, make_fixed_output_path, output_path_name
+from executor.store.canonicalise import Canonicaliser, TreeDescription, canonicalise_and_describe
+from executor.store.errors import UnacceptableTreeError
+from executor.store.path_info import PathInfo
+from executor.store.tree import copy_tree, dump_tree
+
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedOutput:
+    """An output that is complete and canonical, in a directory that only root can enter.
+
+    It lies at ``name`` below ``directory_fd`` and waits to be renamed to ``info.path``.
+    """
+
+    output: str
+    directory_fd: int
+    name: bytes
+    info: PathInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputRules:
+    """What the outputs of one build are checked against.
+
+    ``outputs`` maps every output to its path; ``wanted`` are those to register. ``referenceable``
+    are the paths that may occur in them; ``discard`` the outputs whose references don't count.
+    """
+
+    drv_path: StorePath
+    derivation: Derivation
+    outputs: Mapping[str, StorePath]
+    wanted: frozenset[str]
+    referenceable: frozenset[StorePath]
+    discard: frozenset[str]
+    user: BuildUser
+    ignored_acls: frozenset[str]
+    isolate: bool
+    store_dir: StoreDir
+
+    def describe(self, output: str) -> str:
+        """How messages name an output."""
+        return f"output '{output}' of '{self.store_dir.render(self.drv_path)}'"
+
+
+def collect_outputs(workspace: Workspace, rules: OutputRules) -> list[StagedOutput]:
+    """Check and describe the wanted outputs, in an order that puts references first.
+
+    Raises ``BuildFailure`` with the verdict that Nix gives.
+    """
+    policy = Canonicaliser(
+        allowed_uids=range(rules.user.uid, rules.user.uid + 1), ignored_acls=rules.ignored_acls
+    )
+    for output in sorted(rules.wanted):
+        _check_top(workspace.scratch_fd, rules, output)
+    staged = [_stage(workspace, rules, policy, output) for output in sorted(rules.wanted)]
+    return _in_registration_order(staged, rules)
+
+
+def _check_top(scratch_fd: int, rules: OutputRules, output: str) -> None:
+    """The output is there, belongs to the builder, and nobody else could write it (O1, O2)."""
+    name = rules.outputs[output].base_name
+    try:
+        status = os.stat(name, dir_fd=scratch_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        raise rejected_output(
+            f"builder for '{rules.store_dir.render(rules.drv_path)}' failed to produce output path "
+            f"for output '{output}' at '{rules.store_dir.render(rules.outputs[output])}'"
+        ) from None
+    writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & _WRITABLE_BY_OTHERS
+    if writable or status.st_uid != rules.user.uid:
+        raise rejected_output(
+            "suspicious ownership or permission on "
+            f"'{rules.store_dir.render(rules.outputs[output])}' for {rules.describe(output)}; "
+            "rejecting this build output"
+        )
+    specification = rules.derivation.outputs[output]
+    if isinstance(specification, FixedOutput) and specification.method is not IngestionMethod.NAR:
+        _check_flat(status, rules, output)
+
+
+def _check_flat(status: os.stat_result, rules: OutputRules, output: str) -> None:
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & stat.S_IXUSR:
+        raise rejected_output(
+            f"{rules.describe(output)} should be a non-executable regular file, since recursive "
+            "hashing is not enabled (outputHashMode is flat)"
+        )
+
+
+def _stage(
+    workspace: Workspace, rules: OutputRules, policy: Canonicaliser, output: str
+) -> StagedOutput:
+    name = os.fsencode(rules.outputs[output].base_name)
+    by_digest = {path.digest: path for path in rules.referenceable}
+    candidates = () if output in rules.discard else tuple(by_digest)
+    directory_fd = workspace.scratch_fd
+    try:
+        description = canonicalise_and_describe(
+            directory_fd, name, canonicaliser=policy, candidates=candidates
+        )
+        if rules.isolate:
+            # The first pass made sure that nothing foreign is copied; the second one describes
+            # inodes that no process outside can have open.
+            copy_tree(directory_fd, name, workspace.final_fd, name)
+            directory_fd = workspace.final_fd
+            description = canonicalise_and_describe(directory_fd, name, candidates=candidates)
+    except UnacceptableTreeError as error:
+        raise rejected_output(f"{rules.describe(output)} can't enter the store: {error}") from error
+    references = frozenset(by_digest[digest] for digest in description.references)
+    info = PathInfo(
+        path=rules.outputs[output],
+        nar_hash=description.nar_hash,
+        nar_size=description.nar_size,
+        references=references,
+        deriver=rules.drv_path,
+        ultimate=True,
+    )
+    specification = rules.derivation.outputs[output]
+    if isinstance(specification, FixedOutput):
+        info = _content_addressed(directory_fd, name, specification, info, description, rules)
+    return StagedOutput(output=output, directory_fd=directory_fd, name=name, info=info)
+
+
+def _content_addressed(
+    directory_fd: int,
+    name: bytes,
+    specification: FixedOutput,
+    info: PathInfo,
+    description: TreeDescription,
+    rules: OutputRules,
+) -> PathInfo:
+    """Give a fixed output the path that its true contents have."""
+    actual = _content_hash(directory_fd, name, specification, description)
+    address = ContentAddress(specification.method, actual)
+    true_path = make_fixed_output_path(
+        rules.store_dir,
+        output_path_name(rules.derivation.name, "out"),
+        specification.method,
+        actual,
+    )
+    return replace(info, path=true_path, content_address=address.render())
+
+
+def _content_hash(
+    directory_fd: int, name: bytes, specification: FixedOutput, description: TreeDescription
+) -> Hash:
+    algorithm = specification.hash.algorithm
+    recursive = specification.method is IngestionMethod.NAR
+    if recursive and algorithm is HashAlgorithm.SHA256:
+        return description.nar_hash
+    hasher = hashlib.new(algorithm.value)
+    if recursive:
+        dump_tree(directory_fd, name, hasher.update)
+    else:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        with open(descriptor, "rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                hasher.update(chunk)
+    return Hash(algorithm, hasher.digest())
+
+
+def _in_registration_order(staged: list[StagedOutput], rules: OutputRules) -> list[StagedOutput]:
+    """Outputs before those that refer to them. Raises for a cycle (row O5)."""
+    by_path = {item.info.path: item for item in staged}
+    graph = {
+        item.output: sorted(
+            by_path[path].output for path in (item.info.references - {item.info.path}) & by_path.keys()
+        )
+        for item in staged
+    }
+    by_output = {item.output: item for item in staged}
+    try:
+        return [by_output[output] for output in TopologicalSorter(graph).static_order()]
+    except CycleError as error:
+        cycle: list[str] = error.args[1]
+        raise rejected_output(
+            f"cycle detected in build of '{rules.store_dir.render(rules.drv_path)}' in the "
+            f"references of output '{cycle[0]}' from output '{cycle[1]}'"
+        ) from None
