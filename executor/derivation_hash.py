@@ -169,11 +169,11 @@ def check_output_paths(
 
 def _check_environment(derivation: Derivation, name: str, output: str, expected: str) -> None:
     value = derivation.env.get(output.encode())
-    # With structured attributes the environment holds only __json.
-    if value is not None and value != expected.encode() and value != b"":
+    if value != expected.encode():
+        actual = "missing" if value is None else f"'{value.decode(errors='replace')}'"
         raise FormatError(
             f"derivation '{name}' has an incorrect environment variable '{output}': it should be "
-            f"'{expected}'"
+            f"'{expected}' but is {actual}"
         )
 
 
@@ -189,8 +189,7 @@ def fill_outputs(
     """Compute the output paths of a hand-written derivation and put them where they belong.
 
     Deferred outputs become input-addressed ones, and the variables named after the outputs get
-    their paths (not with structured attributes). Raises ``FormatError`` where an input's path is
-    not known before its build.
+    their paths. Raises ``FormatError`` where an input's path is not known before its build.
     """
     paths = output_paths(derivation, lookup, store_dir)
     outputs = dict(derivation.outputs)
@@ -202,8 +201,7 @@ def fill_outputs(
             continue
         if isinstance(outputs[name], DeferredOutput | InputAddressed):
             outputs[name] = InputAddressed(path)
-        if b"__json" not in env:
-            env[name.encode()] = store_dir.render(path).encode()
+        env[name.encode()] = store_dir.render(path).encode()
     return replace(derivation, outputs=outputs, env=env)
 
 
