@@ -1,0 +1,121 @@
+"""Finding references: which store paths' hash parts occur in a stream of bytes.
+
+A reference is 32 digits of Nix's base 32, anywhere. Candidates are known beforehand, so nothing
+else can be found. Encoded forms (compressed, UTF-16) are not found, as in Nix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from executor.formats.base32 import ALPHABET
+from executor.formats.store_path import DIGEST_LENGTH
+
+# In every 32 digits in a row, at least this many of the bytes at multiples of the stride are digits.
+_STRIDE = 4
+_SAMPLES = b"\x01" * (DIGEST_LENGTH // _STRIDE)
+_IS_DIGIT = bytes(chr(byte) in ALPHABET for byte in range(256))
+_RUNS = re.compile(rb"[%b]{%d,}" % (ALPHABET.encode(), DIGEST_LENGTH))
+_KEEP = DIGEST_LENGTH - 1
+# From this many candidates on, cutting a run into all its parts beats one search per candidate.
+_FEW = 64
+
+
+class ReferenceScanner:
+    """Looks for hash parts in a stream that comes in pieces.
+
+    ``candidates`` are texts of 32 digits. ``found`` grows as the stream goes by; a candidate that
+    was found is not looked for again.
+    """
+
+    def __init__(self, candidates: Iterable[str]) -> None:
+        self._missing = {candidate.encode("ascii") for candidate in candidates}
+        self._found: set[str] = set()
+        self._tail = b""
+
+    @property
+    def found(self) -> set[str]:
+        """The candidates that occurred so far."""
+        return self._found
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the stream."""
+        if not self._missing:
+            return
+        # What straddles two pieces lies in the last 31 bytes of one and the first 31 of the next.
+        if self._tail:
+            self._scan(self._tail + data[:_KEEP])
+        self._scan(data)
+        self._tail = (self._tail + data)[-_KEEP:] if len(data) < _KEEP else data[-_KEEP:]
+
+    def _scan(self, data: bytes) -> None:
+        """Look at every fourth byte first: eight digits in a row there are rare in real data."""
+        samples = data[::_STRIDE].translate(_IS_DIGIT)
+        at = samples.find(_SAMPLES)
+        while at >= 0:
+            end = samples.find(b"\x00", at)
+            end = len(samples) if end < 0 else end
+            window = data[max((at - 1) * _STRIDE, 0) : end * _STRIDE + _STRIDE]
+            for match in _RUNS.finditer(window):
+                self._take(match[0])
+            at = samples.find(_SAMPLES, end)
+
+    def _take(self, run: bytes) -> None:
+        """Look up all parts of a run of digits."""
+        if len(run) > DIGEST_LENGTH * 4 and len(self._missing) < _FEW:
+            hits = {part for part in self._missing if part in run}
+        else:
+            parts = (run[at : at + DIGEST_LENGTH] for at in range(len(run) - _KEEP))
+            hits = self._missing.intersection(parts)
+        if hits:
+            self._missing -= hits
+            self._found.update(part.decode("ascii") for part in hits)
+
+
+class HashRewriter:
+    """Replaces hash parts in a stream by others of the same length.
+
+    ``rewrites`` maps what to replace to what to put there; all texts have one length.
+    """
+
+    def __init__(self, rewrites: Mapping[bytes, bytes], write: Callable[[bytes], object]) -> None:
+        lengths = {len(text) for pair in rewrites.items() for text in pair}
+        if len(lengths) > 1:
+            raise ValueError("all texts of a rewriting must have one length")
+        self._rewrites = dict(rewrites)
+        self._write = write
+        self._length = lengths.pop() if lengths else 0
+        self._pattern = re.compile(b"|".join(map(re.escape, rewrites))) if rewrites else None
+        self._pending = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece; what may be the start of a match is kept back, unreplaced."""
+        if self._pattern is None:
+            self._write(data)
+            return
+        data = self._pending + data
+        end = 0
+        for match in self._pattern.finditer(data):
+            self._write(data[end : match.start()])
+            self._write(self._rewrites[match[0]])
+            end = match.end()
+        keep = max(end, len(data) - self._length + 1)
+        if keep > end:
+            self._write(data[end:keep])
+        self._pending = data[keep:]
+
+    def finish(self) -> None:
+        """Write what was kept back."""
+        if self._pending:
+            self._write(self._pending)
+            self._pending = b""
+
+
+def rewrite_bytes(data: bytes, rewrites: Mapping[bytes, bytes]) -> bytes:
+    """Replace hash parts in one piece of bytes."""
+    out: list[bytes] = []
+    rewriter = HashRewriter(rewrites, out.append)
+    rewriter.feed(data)
+    rewriter.finish()
+    return b"".join(out)
