@@ -9,23 +9,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import os
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 
-from executor.build.events import Event, Listener
-from executor.build.result import BuildResult, BuildStatus
-from executor.config import Settings
+from executor.build.context import BuildContext, StoreThread
+from executor.build.events import Event, Listener, Notice
+from executor.build.graph import run_graph
+from executor.build.plan import Plan, Target, make_plan
+from executor.build.result import BuildResult, BuildStatus, FailureCause
+from executor.build.users import UserPool
+from executor.config import Settings, load_settings
 from executor.derivation import Derivation
+from executor.errors import UsageError
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
+from executor.store.location import StoreLocation, parse_store_url
+from executor.store.settings import StoreSettings
+from executor.store.signing import load_secret_keys
+from sandbox import Spawner
 
-__all__ = ["BuildRequest", "BuildResult", "BuildStatus", "Event", "Executor"]
+__all__ = [
+    "BuildResult",
+    "BuildStatus",
+    "Derivation",
+    "Event",
+    "Executor",
+    "FailureCause",
+    "StorePath",
+    "Target",
+]
 
 
 class Executor:
-    """Builds derivations in one store. Use as an asynchronous context manager.
+    """Builds derivations in one store. Use it as an asynchronous context manager.
 
-    ``store`` is a store URL as ``--store`` takes (``None``: the system's). ``settings`` default to
-    what nix.conf and the environment say; ``max_jobs`` overrides one of them. Cancelling a task
+    ``store`` is a store URL as ``--store`` takes it (``None``: the system's). ``settings`` default
+    to what nix.conf and the environment say; ``max_jobs`` overrides one of them. Cancelling a task
     that awaits ``build`` kills its builder and leaves the store clean.
+
+    Must be entered as root. Raises ``ConfigError`` and ``StoreError`` on entering.
     """
+
+    def __init__(
+        self,
+        *,
+        store: str | None = None,
+        settings: Settings | None = None,
+        max_jobs: int | None = None,
+    ) -> None:
+        if settings is None:
+            settings = load_settings(environ=os.environ).settings
+        if max_jobs is not None:
+            settings = replace(settings, max_jobs=max_jobs)
+        self.settings = settings
+        self.location: StoreLocation = parse_store_url(store, os.environ)
+        self._listeners: list[Listener] = []
+        self._context: BuildContext | None = None
+
+    async def __aenter__(self) -> Executor:
+        if os.geteuid() != 0:
+            raise UsageError("building needs root; run this as root, for example with sudo")
+        # Before any thread exists: the spawner is forked from this process once.
+        spawner = Spawner.start()
+        store = StoreThread(self._open_store)
+        workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="output")
+        try:
+            await store.start()
+            self._context = self._make_context(spawner, store, workers)
+        except BaseException:
+            await store.close()
+            workers.shutdown()
+            await spawner.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        context, self._context = self._context, None
+        if context is None:
+            return
+        await context.spawner.close()
+        if context.builtin_spawner is not None:
+            await context.builtin_spawner.close()
+        await context.store.close()
+        context.workers.shutdown()
+
+    def subscribe(self, listener: Listener) -> None:
+        """Call ``listener`` with every event from now on, in the event loop's thread."""
+        self._listeners.append(listener)
+
+    async def build(
+        self,
+        derivation: str | StorePath | Derivation,
+        outputs: Collection[str] | None = None,
+    ) -> BuildResult:
+        """Build one derivation and what it needs.
+
+        ``derivation`` is a store path, or a value, which is written to the store first.
+        ``outputs`` default to all of them. The verdict is in the result; raises ``StoreError``
+        when the store fails, and ``FormatError`` for a path that is none.
+        """
+        target = Target(
+            drv_path=await self._drv_path(derivation),
+            outputs=None if outputs is None else frozenset(outputs),
+        )
+        return (await self.build_all([target]))[0]
+
+    async def build_all(
+        self, targets: Sequence[Target], *, keep_going: bool | None = None
+    ) -> list[BuildResult]:
+        """Build several targets, ``max_jobs`` at a time; one result a target, in their order."""
+        keep = self.settings.keep_going if keep_going is None else keep_going
+        return await run_graph(self._running, targets, keep_going=keep)
+
+    async def plan(self, targets: Iterable[Target]) -> Plan:
+        """What ``build_all`` would do."""
+        store = self._running.store
+        return await store.call(make_plan, store.store, list(targets))
+
+    async def write_derivation(self, derivation: Derivation) -> StorePath:
+        """Put a derivation into the store and say where it is."""
+        store = self._running.store
+        return await store.call(store.store.write_derivation, derivation)
+
+    @property
+    def _running(self) -> BuildContext:
+        if self._context is None:
+            raise RuntimeError("this Executor is not entered: use 'async with'")
+        return self._context
+
+    async def _drv_path(self, derivation: str | StorePath | Derivation) -> StorePath:
+        if isinstance(derivation, Derivation):
+            return await self.write_derivation(derivation)
+        if isinstance(derivation, StorePath):
+            return derivation
+        return self.location.store_dir.parse(derivation)
+
+    def _open_store(self) -> LocalStore:
+        return LocalStore.open(self.location, settings=store_settings(self.settings))
+
+    def _emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    def _make_context(
+        self, spawner: Spawner, store: StoreThread, workers: ThreadPoolExecutor
+    ) -> BuildContext:
+        settings, location = self.settings, self.location
+        return BuildContext(
+            settings=settings,
+            store=store,
+            users=UserPool(
+                state_dir=location.state_dir,
+                group=settings.build_users_group,
+                range_start=settings.start_id + settings.id_count,
+                on_busy=lambda text: self._emit(Notice(level=1, text=text)),
+            ),
+            spawner=spawner,
+            slots=asyncio.Semaphore(max(settings.max_jobs, 1)),
+            workers=workers,
+            emit=self._emit,
+            keys=load_secret_keys(settings.secret_key_files),
+            build_root=settings.build_dir or location.build_dir or f"{location.state_dir}/builds",
+            environ=os.environb,
+        )
+
+
+def store_settings(settings: Settings) -> StoreSettings:
+    """The settings that the store obeys."""
+    return StoreSettings(
+        fsync_metadata=settings.fsync_metadata,
+        fsync_store_paths=settings.fsync_store_paths,
+        build_users_group=settings.build_users_group,
+        ignored_acls=settings.ignored_acls,
+    )

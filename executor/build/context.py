@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +81,7 @@ class BuildContext:
     emit: Callable[[Event], None]
     keys: tuple[SecretKey, ...]
     build_root: str
+    environ: Mapping[bytes, bytes]
     builtin_spawner: Spawner | None = None
     next_id: int = 0
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -56,11 +56,10 @@ class BuildFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingForLock:
-    """Another process builds the same outputs; ``holder`` is its process id where known."""
+    """Somebody else builds the same outputs; ``paths`` are the store's real paths."""
 
     drv_path: StorePath
     paths: tuple[str, ...]
-    holder: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""One derivation from top to bottom: locks, slot, user, directories, builder, outputs, registry.
+"""One derivation from top to bottom: slot, locks, user, directories, builder, outputs, registry.
 
-Read ``build_node`` first: it is the way of one build on one page. Each step is a small function
-below it, or a module of its own.
+Read ``build_node`` and ``_Job.build`` first: they are the way of one build on one page. Each step
+is a small function below them, or a module of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from executor.build.context import BuildContext
 from executor.build.events import (
@@ -22,24 +21,26 @@ from executor.build.events import (
     WaitingForUser,
 )
 from executor.build.failure import BuildFailure, builder_failure, unable
-from executor.build.install import Installation, check_and_register, register_fixed
+from executor.build.install import install
 from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine
 from executor.build.outputs import OutputRules, StagedOutput, collect_outputs
 from executor.build.plan import Node
+from executor.build.prebuild import run_pre_build_hook
 from executor.build.prepare import Preparation, prepare
 from executor.build.request import BuildRequest, make_request
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
 from executor.build.users import BuildUser
-from executor.build.workspace import WorkspaceOwner, write_build_file
+from executor.build.workspace import Workspace, WorkspaceOwner, write_build_file
 from executor.errors import ExecutorError
-from executor.formats.store_path import StorePath
 from executor.store.locks import PathLocks
-from executor.store.log_files import LogFile
+from executor.store.log_files import LogFile, log_path
 from sandbox import SandboxError
 
-_POLL = 0.1
+# Waiting for a lock or a user: seconds between two tries, growing up to the longest.
+_POLL = 0.05
 _POLL_LONGEST = 1.0
+# Less free space than this, and a failure may be the disk's fault (row R2).
 _NEARLY_FULL = 8 << 20
 
 
@@ -52,12 +53,14 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
     job = _Job(context, node)
     try:
         async with job.slot_and_locks():
-            preparation = await context.store.call(prepare, context.store.store, node, context.settings)
-            if preparation.already_valid:
-                return job.result(BuildStatus.ALREADY_VALID)
+            preparation = await context.store.call(
+                prepare, context.store.store, node, context.settings, context.environ
+            )
+            if preparation is None:
+                return job.succeeded(BuildStatus.ALREADY_VALID)
             async with job.user() as user:
-                outcome = await job.build(preparation, user)
-        return job.result(BuildStatus.BUILT, outcome)
+                await job.build(preparation, user)
+        return job.succeeded(BuildStatus.BUILT)
     except BuildFailure as failure:
         return job.failed(failure)
     except SandboxError as error:
@@ -65,29 +68,25 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
         return job.failed(unable(text, FailureCause.SETUP))
     except ExecutorError as error:
         return job.failed(unable(f"can't build '{job.name}': {error}", FailureCause.STORE))
-
-
-@dataclass(slots=True)
-class _Run:
-    """What is known of a builder that ran; kept for the result, whatever comes after."""
-
-    outcome: Outcome | None = None
-    log_path: str | None = None
-    kept: str | None = None
+    except OSError as error:
+        text = f"can't build '{job.name}': {error.strerror}: {error.filename or 'input/output'}"
+        return job.failed(unable(text, FailureCause.STORE))
 
 
 class _Job:
-    """The state of one build on its way."""
+    """One build on its way, and what is known for its result."""
 
     def __init__(self, context: BuildContext, node: Node) -> None:
         self._context = context
         self._node = node
         self._store = context.store.store
-        self._run = _Run()
         self._build_id = context.new_build_id()
+        self._outcome: Outcome | None = None
+        self._log_path: str | None = None
+        self._kept: str | None = None
         self.name = self._store.store_dir.render(node.drv_path)
 
-    # -- waiting for what only one may have -------------------------------------------------
+    # Waiting for what only one may have.
 
     @asynccontextmanager
     async def slot_and_locks(self) -> AsyncIterator[None]:
@@ -108,11 +107,8 @@ class _Job:
                     return
             if not told:
                 told = True
-                self._context.emit(
-                    WaitingForLock(
-                        drv_path=self._node.drv_path, paths=tuple(paths), holder=None
-                    )
-                )
+                waiting = WaitingForLock(drv_path=self._node.drv_path, paths=tuple(paths))
+                self._context.emit(waiting)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_LONGEST)
 
@@ -130,48 +126,197 @@ class _Job:
         finally:
             lease.release()
 
-    # -- the build --------------------------------------------------------------------------
+    # The build.
 
-    async def build(self, preparation: Preparation, user: BuildUser) -> Outcome:
-        """Run the builder and bring its outputs into the store."""
-        context = self._context
+    async def build(self, preparation: Preparation, user: BuildUser) -> None:
+        """Run the builder and bring its outputs into the store. Raises ``BuildFailure``."""
         owner = WorkspaceOwner(
-            build_root=context.build_root,
+            build_root=self._context.build_root,
             chroot_path=self._store.real_path(self._node.drv_path) + ".chroot",
             user=user,
         )
-        workspace = await context.work(owner.open)
+        workspace = await self._context.work(owner.open)
         try:
-            request = make_request(preparation, context.settings, user, workspace, self._store)
-            for warning in request.warnings:
-                context.emit(Notice(level=1, text=warning))
-            for name, content in request.files:
-                write_build_file(workspace.build_fd, name, content, user)
-            outcome = await self._run_builder(request)
+            request = await self._request(preparation, user, workspace)
+            outcome = await self._run(request)
             if not outcome.success:
-                self._keep_directory(owner, preparation)
-                raise self._verdict(outcome, preparation, workspace.build_directory)
-            rules = self._rules(preparation, user)
-            staged = await context.work(collect_outputs, workspace, rules)
-            await self._install(preparation, staged)
-            return outcome
+                raise self._verdict(outcome, preparation, workspace)
+            staged = await self._collect(workspace, preparation, user)
+            await self._install(staged, preparation)
+        except BuildFailure:
+            if self._context.settings.keep_failed and not preparation.derivation.is_builtin:
+                self._kept = await self._context.work(owner.keep_build_directory)
+            raise
         finally:
-            await context.work(owner.close)
+            await self._context.work(owner.close)
 
-    async def _run_builder(self, request: BuildRequest) -> Outcome:
-        context, settings = self._context, self._context.settings
-        spawner = await context.spawner_for(builtin=request.is_builtin)
+    async def _request(
+        self, preparation: Preparation, user: BuildUser, workspace: Workspace
+    ) -> BuildRequest:
+        """The sandbox, and the files that the builder finds in its directory."""
+        settings = self._context.settings
+        extra = await run_pre_build_hook(
+            settings.pre_build_hook, self.name, os.path.dirname(workspace.scratch_store)
+        )
+        request = make_request(preparation, settings, user, workspace, self._store, extra)
+        for warning in request.warnings:
+            self._context.emit(Notice(level=1, text=warning))
+        for name, content, mode in request.files:
+            write_build_file(workspace.build_fd, name, content, mode, user)
+        return request
+
+    async def _run(self, request: BuildRequest) -> Outcome:
+        spawner = await self._context.spawner_for(builtin=request.is_builtin)
         log = self._open_log()
         try:
-            self._run.outcome = await run_builder(
+            self._outcome = await run_builder(
                 spawner,
                 request.spec,
-                limits=_limits(settings),
+                limits=self._limits,
                 log=log,
-                on_entry=self._log_entry,
+                on_entry=self._take_entry,
                 on_start=self._started,
             )
         finally:
             if log is not None:
                 log.close()
-        return self._run.outcome
+        return self._outcome
+
+    def _open_log(self) -> LogFile | None:
+        settings = self._context.settings
+        if not settings.keep_build_log:
+            return None
+        compress = settings.compress_build_log
+        self._log_path = log_path(
+            self._store.location.log_dir, self._node.drv_path, compress=compress
+        )
+        return LogFile(self._log_path, compress)
+
+    @property
+    def _limits(self) -> Limits:
+        settings = self._context.settings
+        return Limits(
+            timeout=settings.timeout,
+            max_silent_time=settings.max_silent_time,
+            max_log_size=settings.max_build_log_size,
+            log_tail=settings.log_lines,
+        )
+
+    def _started(self, start_time: float) -> None:
+        self._context.emit(
+            BuildStarted(
+                build_id=self._build_id, drv_path=self._node.drv_path, start_time=start_time
+            )
+        )
+
+    def _take_entry(self, entry: LogEntry) -> None:
+        drv_path = self._node.drv_path
+        match entry:
+            case TextLine(line):
+                self._context.emit(
+                    BuildLogLine(build_id=self._build_id, drv_path=drv_path, line=line)
+                )
+            case PhaseLine(phase):
+                self._context.emit(
+                    BuildPhase(build_id=self._build_id, drv_path=drv_path, phase=phase)
+                )
+            case MessageLine(level, text):
+                self._context.emit(Notice(level=max(level, 1), text=text))
+
+    def _verdict(
+        self, outcome: Outcome, preparation: Preparation, workspace: Workspace
+    ) -> BuildFailure:
+        full = any(
+            _nearly_full(path)
+            for path in (self._store.location.real_store_dir, workspace.build_directory)
+        )
+        return builder_failure(
+            self.name,
+            outcome,
+            self._limits,
+            has_network=preparation.derivation.has_network,
+            disk_full=full,
+        )
+
+    async def _collect(
+        self, workspace: Workspace, preparation: Preparation, user: BuildUser
+    ) -> list[StagedOutput]:
+        settings = self._context.settings
+        rules = OutputRules(
+            drv_path=preparation.drv_path,
+            derivation=preparation.derivation,
+            outputs=preparation.outputs,
+            wanted=preparation.wanted,
+            referenceable=preparation.inputs | frozenset(preparation.outputs.values()),
+            discard=frozenset(
+                name
+                for name in preparation.outputs
+                if preparation.options.discards_references(name)
+            ),
+            user=user,
+            ignored_acls=settings.ignored_acls,
+            # Who has the host's network, or a directory outside the sandbox to share with others,
+            # may have given a descriptor of an output away.
+            isolate=preparation.derivation.has_network
+            or any(not path.read_only for path in settings.sandbox_paths),
+            sync=settings.fsync_store_paths,
+            store_dir=self._store.store_dir,
+        )
+        return await self._context.work(collect_outputs, workspace, rules)
+
+    async def _install(self, staged: list[StagedOutput], preparation: Preparation) -> None:
+        """Register, under the locks of paths that weren't known when the build began."""
+        known = set(preparation.outputs.values())
+        others = [item.info.path for item in staged if item.info.path not in known]
+        async with self._locked([self._store.real_path(path) for path in others]):
+            await self._context.store.call(
+                install, self._store, staged, preparation, self._context.keys
+            )
+
+    @asynccontextmanager
+    async def _locked(self, paths: list[str]) -> AsyncIterator[None]:
+        locks = PathLocks()
+        while paths and not locks.try_acquire(paths):
+            await asyncio.sleep(_POLL)
+        try:
+            yield
+        finally:
+            locks.release()
+
+    # The result.
+
+    def succeeded(self, status: BuildStatus) -> BuildResult:
+        return self._result(status, outputs=dict(self._node.outputs))
+
+    def failed(self, failure: BuildFailure) -> BuildResult:
+        return self._result(failure.status, message=failure.message, cause=failure.cause)
+
+    def _result(self, status: BuildStatus, **more: object) -> BuildResult:
+        outcome = self._outcome
+        facts: dict[str, object] = {}
+        if outcome is not None:
+            facts = {
+                "start_time": outcome.start_time,
+                "stop_time": outcome.stop_time,
+                "cpu_user": outcome.cpu_user,
+                "cpu_system": outcome.cpu_system,
+                "log_tail": outcome.log_tail,
+                "exit_code": outcome.exit_code,
+                "signal": outcome.signal,
+            }
+        return BuildResult(
+            drv_path=self._node.drv_path,
+            status=status,
+            log_path=self._log_path,
+            kept_build_directory=self._kept,
+            **facts,  # type: ignore[arg-type]
+            **more,  # type: ignore[arg-type]
+        )
+
+
+def _nearly_full(path: str) -> bool:
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_bsize < _NEARLY_FULL

@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from executor.build.failure import BuildFailure
-from executor.build.output_checks import check_outputs
-from executor.build.outputs import OutputRules, StagedOutput
-from executor.build.options import DerivationOptions
+from executor.build.failure import BuildFailure, rejected_output
+from executor.build.output_checks import (
+    FixedOutputError,
+    OutputCheckError,
+    check_fixed_output,
+    check_outputs,
+)
+from executor.build.outputs import StagedOutput
+from executor.build.prepare import Preparation
 from executor.build.result import BuildStatus, FailureCause
 from executor.derivation import FixedOutput
-from executor.formats.content_address import ContentAddress
 from executor.store.local import LocalStore
 from executor.store.path_info import PathInfo
 from executor.store.signing import SecretKey, sign
@@ -25,43 +29,41 @@ from executor.store.signing import SecretKey, sign
 def install(
     store: LocalStore,
     staged: Sequence[StagedOutput],
-    rules: OutputRules,
-    options: DerivationOptions,
+    preparation: Preparation,
     keys: Sequence[SecretKey],
 ) -> None:
     """Check the outputs of one build and register them all, or raise ``BuildFailure``."""
+    name = store.store_dir.render(preparation.drv_path)
     for item in staged:
-        _check_fixed(store, item, rules, keys)
-    check_outputs(store, staged, rules, options)
+        _check_fixed(store, item, preparation, keys)
+    infos = {item.output: item.info for item in staged}
+    for output in preparation.outputs.keys() - preparation.wanted:
+        infos[output] = store.query_path_info(preparation.outputs[output])
+    try:
+        check_outputs(
+            name, preparation.options, infos, store.query_path_info, store.store_dir
+        )
+    except OutputCheckError as error:
+        raise rejected_output(str(error)) from error
     _move_and_register(store, staged, keys)
 
 
 def _check_fixed(
-    store: LocalStore, item: StagedOutput, rules: OutputRules, keys: Sequence[SecretKey]
+    store: LocalStore, item: StagedOutput, preparation: Preparation, keys: Sequence[SecretKey]
 ) -> None:
     """The hash that was promised, and no references (rows O8, O9)."""
-    specification = rules.derivation.outputs[item.output]
+    specification = preparation.derivation.outputs[item.output]
     if not isinstance(specification, FixedOutput):
         return
-    name = rules.store_dir.render(rules.drv_path)
-    if item.info.path != rules.outputs[item.output]:
-        actual = ContentAddress.parse(item.info.content_address or "").hash
+    name = store.store_dir.render(preparation.drv_path)
+    try:
+        check_fixed_output(name, item.info, specification.hash, store.store_dir)
+    except FixedOutputError as error:
         if not item.info.references:
             _move_and_register(store, [item], keys)
         raise BuildFailure(
-            BuildStatus.HASH_MISMATCH,
-            f"hash mismatch in fixed-output derivation '{name}': "
-            f"specified: {specification.hash.sri}, got: {actual.sri}",
-            FailureCause.OUTPUT,
-        )
-    if item.info.references:
-        example = store.store_dir.render(min(item.info.references))
-        raise BuildFailure(
-            BuildStatus.HASH_MISMATCH,
-            f"fixed-output derivations must not reference store paths: '{name}' references "
-            f"{len(item.info.references)} distinct paths, e.g. '{example}'",
-            FailureCause.OUTPUT,
-        )
+            BuildStatus.HASH_MISMATCH, str(error), FailureCause.OUTPUT
+        ) from error
 
 
 def _move_and_register(
@@ -70,7 +72,7 @@ def _move_and_register(
     infos: list[PathInfo] = []
     for item in staged:
         if store.is_valid(item.info.path):
-            continue  # made by somebody else meanwhile; the same contents, as the path says
+            continue  # made by somebody else meanwhile: the same contents, as the path says
         store.move_into_store(item.directory_fd, item.name, item.info.path)
         signatures = sign(item.info, store.store_dir, keys) if keys else ()
         infos.append(replace(item.info, signatures=signatures))

@@ -27,7 +27,7 @@ from executor.formats.store_path import StoreDir, StorePath, make_fixed_output_p
 from executor.store.canonicalise import Canonicaliser, TreeDescription, canonicalise_and_describe
 from executor.store.errors import UnacceptableTreeError
 from executor.store.path_info import PathInfo
-from executor.store.tree import copy_tree, dump_tree
+from executor.store.tree import copy_tree, dump_tree, sync_tree
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _CHUNK = 1 << 20
@@ -52,6 +52,7 @@ class OutputRules:
 
     ``outputs`` maps every output to its path; ``wanted`` are those to register. ``referenceable``
     are the paths that may occur in them; ``discard`` the outputs whose references don't count.
+    ``isolate`` demands fresh inodes, ``sync`` that everything is on disk before registration.
     """
 
     drv_path: StorePath
@@ -63,6 +64,7 @@ class OutputRules:
     user: BuildUser
     ignored_acls: frozenset[str]
     isolate: bool
+    sync: bool
     store_dir: StoreDir
 
     def describe(self, output: str) -> str:
@@ -133,6 +135,8 @@ def _stage(
             description = canonicalise_and_describe(directory_fd, name, candidates=candidates)
     except UnacceptableTreeError as error:
         raise rejected_output(f"{rules.describe(output)} can't enter the store: {error}") from error
+    if rules.sync:
+        sync_tree(directory_fd, name)
     references = frozenset(by_digest[digest] for digest in description.references)
     info = PathInfo(
         path=rules.outputs[output],

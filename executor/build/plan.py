@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from executor.build.failure import BuildFailure, rejected_input, unable
 from executor.build.result import FailureCause
-from executor.derivation import Derivation, DerivationKind
-from executor.derivation_hash import output_paths
+from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
 from executor.errors import ExecutorError
-from executor.formats.store_path import StorePath
+from executor.formats.store_path import StoreDir, StorePath
 from executor.store.local import LocalStore
 
 
@@ -95,7 +94,7 @@ def _examine(
     store.add_temp_root(drv_path)
     try:
         derivation = _read(store, drv_path, name)
-        paths = _static_outputs(store, derivation, name)
+        paths = _supported_outputs(store, derivation, name)
         missing = wanted - paths.keys()
         if missing:
             raise rejected_input(
@@ -142,7 +141,7 @@ _UNSUPPORTED = {
 }
 
 
-def _static_outputs(store: LocalStore, derivation: Derivation, name: str) -> dict[str, StorePath]:
+def _supported_outputs(store: LocalStore, derivation: Derivation, name: str) -> dict[str, StorePath]:
     feature = _UNSUPPORTED.get(derivation.kind)
     if feature is not None:
         raise unable(
@@ -150,8 +149,18 @@ def _static_outputs(store: LocalStore, derivation: Derivation, name: str) -> dic
             "doesn't support",
             FailureCause.INPUT,
         )
-    paths = output_paths(derivation, store.read_derivation, store.store_dir)
-    return {output: path for output, path in paths.items() if path is not None}
+    return static_outputs(derivation, store.store_dir)
+
+
+def static_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, StorePath]:
+    """Output paths that are known before the build, of a derivation that the store has checked."""
+    paths: dict[str, StorePath] = {}
+    for name, output in sorted(derivation.outputs.items()):
+        if isinstance(output, InputAddressed):
+            paths[name] = output.path
+        elif isinstance(output, FixedOutput):
+            paths[name] = output.path(store_dir, derivation.name, name)
+    return paths
 
 
 def _check_sources(store: LocalStore, derivation: Derivation, name: str) -> None:

@@ -53,7 +53,8 @@ class WorkspaceOwner:
         self._top_name: str | None = None
         self._keep = False
 
-    def __enter__(self) -> Workspace:
+    def open(self) -> Workspace:
+        """Make the directories. Raises ``StoreError``; nothing is left then."""
         try:
             return self._make()
         except OSError as error:
@@ -62,9 +63,6 @@ class WorkspaceOwner:
         except BaseException:
             self.close()
             raise
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def keep_build_directory(self) -> str:
         """Leave the build directory for inspection, owned by root, and say where it is.
@@ -130,12 +128,14 @@ class WorkspaceOwner:
         return descriptor
 
 
-def write_build_file(build_fd: int, name: str, content: bytes, user: BuildUser) -> None:
+def write_build_file(
+    build_fd: int, name: bytes, content: bytes, mode: int, user: BuildUser
+) -> None:
     """Write a file into the build directory for the builder, never through a link (row 79)."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, 0o666, dir_fd=build_fd)
+    descriptor = os.open(name, flags, 0o600, dir_fd=build_fd)
     try:
-        os.fchmod(descriptor, 0o644)
+        os.fchmod(descriptor, mode)
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]

@@ -2,8 +2,8 @@
 
 import os
 
-from executor.derivation import Derivation, parse_derivation
-from executor.derivation_hash import check_output_paths, output_paths
+from executor.derivation import Derivation, FixedOutput, InputAddressed, parse_derivation
+from executor.derivation_hash import check_output_paths
 from executor.errors import FormatError, StoreError
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.queries import Queries
@@ -53,7 +53,7 @@ class DerivationFiles:
         derivation = self.parse(path)
         if path not in self._trusted:
             registered = self._queries.outputs(path)
-            if registered != _known_outputs(derivation):
+            if registered != _known_outputs(derivation, self._store_dir):
                 self.check(path)
             self._trusted.add(path)
         return derivation
@@ -67,12 +67,11 @@ class DerivationFiles:
         derivation = self.parse(path)
         try:
             check_output_paths(derivation, path, self.parse, self._store_dir)
-            paths = output_paths(derivation, self.parse, self._store_dir)
         except FormatError as error:
             raise StoreError(
                 f"derivation '{self._store_dir.render(path)}' has wrong output paths: {error}"
             ) from error
-        return {name: output for name, output in paths.items() if output is not None}
+        return _known_outputs(derivation, self._store_dir)
 
     def forget(self, path: StorePath) -> None:
         """The file changed or went away."""
@@ -80,13 +79,14 @@ class DerivationFiles:
         self._trusted.discard(path)
 
 
-def _known_outputs(derivation: Derivation) -> dict[str, StorePath]:
-    """The output paths that a derivation itself states (input-addressed ones)."""
+def _known_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, StorePath]:
+    """The output paths that follow from the derivation alone, before it is built."""
     known = {}
     for name, output in derivation.outputs.items():
-        path = getattr(output, "path", None)
-        if isinstance(path, StorePath):
-            known[name] = path
+        if isinstance(output, InputAddressed):
+            known[name] = output.path
+        elif isinstance(output, FixedOutput):
+            known[name] = output.path(store_dir, derivation.name, name)
     return known
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from executor.errors import ConfigError
+from executor.errors import ConfigError, FormatError
 from executor.formats.store_path import StoreDir
 
 DEFAULT_STORE_DIR = "/nix/store"
@@ -128,7 +128,7 @@ def _locate(
     require_signatures = take("require-sigs", None)
     build_dir = take("build-dir", None)
     return StoreLocation(
-        store_dir=StoreDir(store_dir),
+        store_dir=_to_store_dir(store_dir),
         real_store_dir=_absolute("real", take("real", real)),
         state_dir=_absolute("state", take("state", state)),
         log_dir=_absolute("log", take("log", log)),
@@ -175,6 +175,13 @@ def _store_dir(parameter: str | None, environ: Mapping[str, str]) -> str:
         if variable in environ:
             return _absolute(variable, environ[variable])
     return DEFAULT_STORE_DIR
+
+
+def _to_store_dir(path: str) -> StoreDir:
+    try:
+        return StoreDir(path)
+    except FormatError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _default_dir(environ: Mapping[str, str], variable: str, default: str) -> str:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import IO, Self
 
 from executor.errors import StoreError
 from executor.formats.store_path import StorePath
@@ -97,7 +97,7 @@ def _remove_twin(directory_fd: int, name: str) -> None:
 
 
 @contextmanager
-def open_log(log_dir: str, drv_path: StorePath) -> Iterator[BinaryIO | None]:
+def open_log(log_dir: str, drv_path: StorePath) -> Iterator[IO[bytes] | None]:
     """The uncompressed log of the last build as a stream, or None; looks where Nix looks."""
     base = drv_path.base_name
     for plain in (f"{log_dir}/drvs/{base[:2]}/{base[2:]}", f"{log_dir}/drvs/{base}"):

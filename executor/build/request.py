@@ -1,0 +1,211 @@
+"""From a prepared build to the sandbox that runs it: pure, but for reading what it copies in.
+
+Everything that the builder will see is decided here. What the network of a fixed-output build
+needs of the host (resolver configuration, certificates) is bound read-only or copied.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from executor.build.failure import rejected_input
+from executor.build.prepare import Preparation
+from executor.build.sandbox_files import sandbox_files
+from executor.build.users import BuildUser
+from executor.build.workspace import Workspace
+from executor.builtins.options import BuiltinOptions
+from executor.config import SandboxPath, Settings
+from executor.derivation import Derivation, FixedOutput
+from executor.errors import ConfigError
+from executor.formats.content_address import IngestionMethod
+from executor.formats.store_path import StoreDir
+from executor.store.local import LocalStore
+from sandbox import Bind, Call, Exec, File, InputPath, Network, SandboxSpec, SpecError
+
+BUILTIN_ENTRY = "executor.builtins.main:run_builtin"
+_RESOLVER_FILES = ("/etc/resolv.conf", "/etc/services", "/etc/hosts")
+_CA_TARGET = b"/etc/ssl/certs/ca-certificates.crt"
+_METHODS = {
+    IngestionMethod.FLAT: "flat",
+    IngestionMethod.NAR: "nar",
+    IngestionMethod.TEXT: "text",
+    IngestionMethod.GIT: "git",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """A sandbox, and the files to put into the build directory before it starts.
+
+    ``files`` are (name, content, mode). ``warnings`` are sentences for people.
+    """
+
+    spec: SandboxSpec
+    files: tuple[tuple[bytes, bytes, int], ...]
+    is_builtin: bool
+    warnings: tuple[str, ...]
+
+
+def make_request(
+    preparation: Preparation,
+    settings: Settings,
+    user: BuildUser,
+    workspace: Workspace,
+    store: LocalStore,
+    extra_paths: Iterable[SandboxPath] = (),
+) -> BuildRequest:
+    """Decide the sandbox of one build. Raises ``BuildFailure`` for what no sandbox can hold."""
+    derivation = preparation.derivation
+    inside = os.fsencode(settings.sandbox_build_dir)
+    environment = preparation.environment
+    secrets = _builtin_files(derivation, settings)
+    paths = [*settings.sandbox_paths, *extra_paths]
+    try:
+        spec = SandboxSpec(
+            name=preparation.drv_path.name,
+            entry=_entry(derivation),
+            argv=(*environment.arguments[:1], *_arguments(preparation, settings, secrets)),
+            environment=environment.variables,
+            working_directory=inside,
+            store_directory=os.fsencode(store.store_dir.path),
+            scratch_store=os.fsencode(workspace.scratch_store),
+            inputs=_inputs(preparation, store),
+            binds=(*_sandbox_binds(paths, store.store_dir), *_network_binds(derivation, settings)),
+            build_directory=Bind(
+                source=os.fsencode(workspace.build_directory), target=inside, read_only=False
+            ),
+            temporary_directory=os.fsencode(workspace.temporary_directory),
+            files=_files(derivation, inside),
+            host_uid=user.uid,
+            host_gid=user.gid,
+            network=Network.HOST if derivation.has_network else Network.ISOLATED,
+            kvm="kvm" in settings.system_features,
+            dev_shm_size=settings.sandbox_dev_shm_size,
+            machine=_machine(derivation, settings),
+        )
+    except SpecError as error:
+        name = store.store_dir.render(preparation.drv_path)
+        raise rejected_input(f"can't build '{name}': {error}") from error
+    return BuildRequest(
+        spec=spec,
+        files=(*((file.name, file.content, 0o644) for file in environment.files), *secrets),
+        is_builtin=derivation.is_builtin,
+        warnings=preparation.options.warnings,
+    )
+
+
+def _entry(derivation: Derivation) -> Exec | Call:
+    return Call(BUILTIN_ENTRY) if derivation.is_builtin else Exec(derivation.builder)
+
+
+def _machine(derivation: Derivation, settings: Settings) -> str | None:
+    """The personality of a 32-bit build (row E8)."""
+    if derivation.platform == "i686-linux" and settings.system == "x86_64-linux":
+        return "i686"
+    return None
+
+
+def _arguments(
+    preparation: Preparation, settings: Settings, secrets: tuple[tuple[bytes, bytes, int], ...]
+) -> tuple[bytes, ...]:
+    """The builder's arguments; a builtin gets its options instead."""
+    if not preparation.derivation.is_builtin:
+        return preparation.environment.arguments[1:]
+    names = {name for name, _content, _mode in secrets}
+    fixed = preparation.derivation.outputs.get("out")
+    fixed = fixed if isinstance(fixed, FixedOutput) else None
+    return BuiltinOptions(
+        output_method=_METHODS[fixed.method] if fixed else None,
+        output_hash=fixed.hash if fixed else None,
+        hashed_mirrors=settings.hashed_mirrors,
+        netrc_file=_NETRC if _NETRC in names else None,
+        ca_file=_CA_FILE if _CA_FILE in names else None,
+        connect_timeout=settings.connect_timeout,
+        attempts=settings.download_attempts,
+    ).render()
+
+
+_NETRC = b".netrc"
+_CA_FILE = b".ca-certificates.crt"
+
+
+def _builtin_files(
+    derivation: Derivation, settings: Settings
+) -> tuple[tuple[bytes, bytes, int], ...]:
+    """What ``builtin:fetchurl`` gets in its build directory, readable by nobody else (D27)."""
+    if derivation.builder != b"builtin:fetchurl" or not derivation.has_network:
+        return ()
+    files = []
+    for name, path in ((_NETRC, settings.netrc_file), (_CA_FILE, settings.ssl_cert_file)):
+        content = _read_optional(path)
+        if content is not None:
+            files.append((name, content, 0o600))
+    return tuple(files)
+
+
+def _read_optional(path: str | None) -> bytes | None:
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"can't read '{path}': {error.strerror}") from error
+
+
+def _inputs(preparation: Preparation, store: LocalStore) -> tuple[InputPath, ...]:
+    """The input closure and the closure of sandbox paths, but for what is being built."""
+    building = set(preparation.outputs.values())
+    paths = (preparation.inputs | preparation.sandbox_closure) - building
+    return tuple(
+        InputPath(source=os.fsencode(store.real_path(path)), name=os.fsencode(path.base_name))
+        for path in sorted(paths)
+    )
+
+
+def _sandbox_binds(paths: Iterable[SandboxPath], store_dir: StoreDir) -> tuple[Bind, ...]:
+    """Host paths that the settings expose.
+
+    Later ones win over earlier ones with the same target. A target that is a store path is in the
+    inputs already; a source in the store is always read-only.
+    """
+    prefix = store_dir.path + "/"
+    by_target = {path.target: path for path in paths}
+    return tuple(
+        Bind(
+            source=os.fsencode(path.source),
+            target=os.fsencode(path.target),
+            read_only=path.read_only or path.source.startswith(prefix),
+            optional=path.optional,
+        )
+        for path in by_target.values()
+        if not (path.target == path.source and path.target.startswith(prefix))
+    )
+
+
+def _network_binds(derivation: Derivation, settings: Settings) -> tuple[Bind, ...]:
+    """The host's resolver files and certificates, for builds that use its network (row S6)."""
+    if not derivation.has_network:
+        return ()
+    binds = [
+        Bind(source=os.fsencode(os.path.realpath(path)), target=os.fsencode(path), read_only=True)
+        for path in _RESOLVER_FILES
+        if os.path.exists(path)
+    ]
+    if settings.ssl_cert_file and os.path.exists(settings.ssl_cert_file):
+        source = os.fsencode(os.path.realpath(settings.ssl_cert_file))
+        binds.append(Bind(source=source, target=_CA_TARGET, read_only=True))
+    return tuple(binds)
+
+
+def _files(derivation: Derivation, build_directory: bytes) -> tuple[File, ...]:
+    return tuple(
+        File(path=file.path, content=file.content, mode=file.mode)
+        for file in sandbox_files(
+            build_directory=build_directory, isolated=not derivation.has_network
+        )
+    )

@@ -1,0 +1,73 @@
+"""Errors of the builtin builders, and how one of them ends the builder."""
+
+import os
+from collections.abc import Callable
+
+from executor.errors import ExecutorError
+
+_STDERR = 2
+
+
+class BuiltinError(ExecutorError):
+    """The builtin can't make its output; the text is for the build log."""
+
+
+class DownloadError(BuiltinError):
+    """A transfer failed.
+
+    `transient` says whether the same request may succeed later; `rate_limited` that the server
+    asked for patience; `retry_after` is the pause in seconds that the server asked for.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        transient: bool = False,
+        rate_limited: bool = False,
+        retry_after: float = 0.0,
+    ) -> None:
+        super().__init__(text)
+        self.transient = transient
+        self.rate_limited = rate_limited
+        self.retry_after = retry_after
+
+
+def show(name: bytes) -> str:
+    """A file name for a message: one line, printable, undecodable bytes escaped."""
+    text = name.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """Write one line to the build log, past any buffer (the process may be killed any time)."""
+    data = text.encode("utf-8", "backslashreplace") + b"\n"
+    while data:
+        data = data[os.write(_STDERR, data) :]
+
+
+def warn(text: str) -> None:
+    """Write one warning to the build log."""
+    say(f"warning: {text}")
+
+
+def exit_code(builtin: Callable[[], None]) -> int:
+    """Run `builtin`; 0, or 1 after one line about what went wrong."""
+    try:
+        builtin()
+    except ExecutorError as error:
+        say(f"error: {error}")
+    except OSError as error:
+        say(f"error: {_describe(error)}")
+    except (MemoryError, RecursionError) as error:
+        say(f"error: the input needs too much memory ({type(error).__name__})")
+    else:
+        return 0
+    return 1
+
+
+def _describe(error: OSError) -> str:
+    names = [os.fsencode(name) for name in (error.filename, error.filename2) if name is not None]
+    shown = " -> ".join(f"'{show(name)}'" for name in names if isinstance(name, bytes))
+    reason = error.strerror or str(error)
+    return f"{shown}: {reason}" if shown else reason
