@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Collection, Sequence
+
+from executor.build.attribute_reader import printable
 
 
 def local_build_refusal(
@@ -16,24 +19,87 @@ def local_build_refusal(
     is_builtin: bool,
     max_jobs: int,
 ) -> str | None:
-    """Why this machine can't build a derivation (row R6), or ``None`` if it can."""
-    raise NotImplementedError
+    """Why this machine can't build a derivation (row R6), or ``None`` if it can.
+
+    ``drv_path`` is the full path; the other names are those of settings and options. A builtin
+    builder runs on any system.
+    """
+    reasons = ""
+    if max_jobs == 0:
+        reasons += (
+            "\nReason: local builds are disabled (max-jobs = 0)"
+            "\nHint: set 'max-jobs' to a non-zero value to enable local builds, "
+            "or configure remote builders via 'builders'"
+        )
+    systems = {system, *extra_platforms}
+    if required_system not in systems and not is_builtin:
+        reasons += (
+            "\nReason: platform mismatch"
+            f"\nRequired system: '{printable(required_system)}'"
+            f"\nCurrent system: '{system}'"
+        )
+    if not set(required_features) <= set(system_features):
+        reasons += (
+            "\nReason: missing system features"
+            f"\nRequired features: {{{_listing(required_features)}}}"
+            f"\nAvailable features: {{{_listing(system_features)}}}"
+        )
+    return f"Cannot build '{drv_path}'.{reasons}" if reasons else None
 
 
 def no_chroot_refusal(drv_path: str) -> str:
-    """A derivation wants to opt out of the sandbox."""
-    raise NotImplementedError
+    """A derivation wants to opt out of the sandbox (row D23)."""
+    return (
+        f"derivation '{drv_path}' has '__noChroot' set, "
+        "but that's not allowed when 'sandbox' is 'true'"
+    )
 
 
 def impure_host_dep_refusal(
     drv_path: str, wanted: Collection[str], allowed: Collection[str]
 ) -> str | None:
-    """Which of the ``__impureHostDeps`` is not below an allowed directory, or ``None``."""
-    raise NotImplementedError
+    """Which of the ``__impureHostDeps`` is not an allowed path or below one, or ``None``."""
+    prefixes = [posixpath.normpath(prefix) for prefix in allowed]
+    for path in sorted(wanted):
+        if not any(_is_within(path, prefix) for prefix in prefixes):
+            return (
+                f"derivation '{drv_path}' requested impure path '{printable(path)}', "
+                "but it was not in allowed-impure-host-deps"
+            )
+    return None
 
 
 def builder_failure(
-    drv_path: str, how: str, known_outputs: Sequence[str], log_tail: Sequence[str]
+    drv_path: str,
+    how: str,
+    *,
+    known_outputs: Collection[str],
+    log_tail: Sequence[str] = (),
+    log_hint: str = "",
 ) -> str:
-    """The text of a failed build (row R4). ``how`` is "failed with exit code 1" or the like."""
-    raise NotImplementedError
+    """The text of a failed build (row R4).
+
+    ``how`` is "failed with exit code 1" or the like; ``known_outputs`` are full paths; ``log_tail``
+    is empty where the log was shown anyway; ``log_hint`` is the command that shows all of it.
+    """
+    text = f"Cannot build '{drv_path}'.\nReason: builder {how}."
+    if known_outputs:
+        text += "\nOutput paths:" + "".join(f"\n  {path}" for path in sorted(known_outputs))
+    if log_tail:
+        text += f"\nLast {len(log_tail)} log lines:\n"
+        text += "".join(f"> {line}\n" for line in log_tail)
+        if log_hint:
+            text += f"For full logs, run:\n  {log_hint}"
+    return text
+
+
+def _is_within(path: str, prefix: str) -> bool:
+    """Whether an absolute path is ``prefix`` or below it, going by its letters only."""
+    if not path.startswith("/"):
+        return False
+    canonical = "/" + posixpath.normpath(path).lstrip("/")
+    return canonical == prefix or canonical.startswith(prefix.rstrip("/") + "/")
+
+
+def _listing(names: Collection[str]) -> str:
+    return printable(", ".join(sorted(names)))

@@ -6,8 +6,10 @@ Both forms are frozen in Nix (2.34.8: ``makeValidityRegistration`` and ``exportR
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from graphlib import TopologicalSorter
+from itertools import compress
 from typing import Protocol
 
 from executor.build.attribute_reader import RejectedInputError
@@ -20,8 +22,8 @@ from executor.store.path_info import PathInfo
 class GraphLookup(Protocol):
     """What has to be known of the store (``LocalStore`` is one)."""
 
-    def query_path_info(self, path: StorePath, /) -> PathInfo:
-        """Metadata of a valid path."""
+    def query_path_infos(self, paths: Collection[StorePath], /) -> Mapping[StorePath, PathInfo]:
+        """Metadata of valid paths."""
         ...
 
     def closure(self, paths: Iterable[StorePath], /) -> AbstractSet[StorePath]:
@@ -70,33 +72,62 @@ def _output_paths(derivation: Derivation, store_dir: StoreDir) -> Iterable[Store
             raise RejectedInputError("exportReferences on CA derivations is not yet implemented")
 
 
-def registration(paths: Iterable[StorePath], lookup: GraphLookup, store_dir: StoreDir) -> bytes:
-    """The text that ``nix-store --load-db`` reads, without hashes and derivers."""
+def registration(paths: Collection[StorePath], lookup: GraphLookup, store_dir: StoreDir) -> bytes:
+    """The text that ``nix-store --register-validity`` reads, without hashes and derivers."""
+    infos = lookup.query_path_infos(paths)
     lines: list[str] = []
     for path in paths:
-        references = sorted(lookup.query_path_info(path).references)
+        references = sorted(infos[path].references)
         lines += [store_dir.render(path), "", str(len(references))]
         lines += [store_dir.render(reference) for reference in references]
     return "".join(line + "\n" for line in lines).encode()
 
 
 def path_objects(
-    paths: Iterable[StorePath], lookup: GraphLookup, store_dir: StoreDir
+    paths: Collection[StorePath], lookup: GraphLookup, store_dir: StoreDir
 ) -> list[JsonValue]:
-    """One JSON object for each path, for structured attributes."""
+    """One JSON object for each path, for structured attributes.
+
+    ``paths`` holds whatever its members refer to.
+    """
+    infos = lookup.query_path_infos(paths)
+    closure_sizes = _closure_sizes(infos)
     found: list[JsonValue] = []
     for path in paths:
-        info = lookup.query_path_info(path)
-        closure = lookup.closure([path])
+        info = infos[path]
         entry: dict[str, JsonValue] = {
             "path": store_dir.render(path),
             "narHash": info.nar_hash.prefixed32,
             "narSize": info.nar_size,
             "references": [store_dir.render(reference) for reference in sorted(info.references)],
-            "closureSize": sum(lookup.query_path_info(member).nar_size for member in closure),
+            "closureSize": closure_sizes[path],
             "valid": True,
         }
         if info.content_address is not None:
             entry["ca"] = info.content_address
         found.append(entry)
     return found
+
+
+_BIT_VALUES = bytes.maketrans(b"01", b"\0\1")
+
+
+def _closure_sizes(infos: Mapping[StorePath, PathInfo]) -> dict[StorePath, int]:
+    """Sum of NAR sizes over the closure of each path.
+
+    A closure is a number with one bit for each path, since thousands of paths with thousands of
+    members each are usual.
+    """
+    order = {path: info.references - {path} for path, info in infos.items()}
+    sizes: list[int] = []
+    members: dict[StorePath, int] = {}
+    totals: dict[StorePath, int] = {}
+    for path in TopologicalSorter(order).static_order():
+        closure = 1 << len(sizes)
+        sizes.append(infos[path].nar_size)
+        for reference in order[path]:
+            closure |= members[reference]
+        members[path] = closure
+        bits = bin(closure)[:1:-1].encode().translate(_BIT_VALUES)
+        totals[path] = sum(compress(sizes, bits))
+    return totals
