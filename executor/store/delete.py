@@ -17,8 +17,8 @@ from executor.store.descriptors import display, identity, open_directory_same_mo
 # Directories that are kept open at once; those above them are found again through "..".
 _OPEN_LEVELS = 64
 _BATCH = 4096
-# How often a name may turn from file to directory and back before we say that somebody interferes.
-_ATTEMPTS = 64
+# How many changes by others we put up with before we say that somebody interferes.
+_PATIENCE = 10_000
 
 
 @dataclass(slots=True)
@@ -29,7 +29,6 @@ class _Level:
     inode: tuple[int, int]
     fd: int
     pending: list[bytes] = field(default_factory=list)
-    stubborn: int = 0
 
 
 def delete_tree(parent_fd: int, name: bytes) -> None:
@@ -39,48 +38,134 @@ def delete_tree(parent_fd: int, name: bytes) -> None:
     contents stay untouched), for an immutable file, and when others keep adding files or move
     directories that are being emptied. What was outside the tree before is never touched.
     """
-    levels: list[_Level] = []
+    deleter = _Deleter(parent_fd, name)
     try:
-        _remove_entry(parent_fd, name, levels)
-        while levels:
-            _work_on(parent_fd, levels)
+        deleter.run()
     except OSError as error:
-        raise StoreError(_explain(error, name, levels)) from error
+        raise StoreError(deleter.explain(error)) from error
     finally:
-        for level in levels:
+        deleter.close()
+
+
+class _Deleter:
+    """The directories that are being emptied, outermost first."""
+
+    def __init__(self, parent_fd: int, name: bytes) -> None:
+        self._parent_fd = parent_fd
+        self._name = name
+        self._levels: list[_Level] = []
+        self._patience = _PATIENCE
+
+    def run(self) -> None:
+        """Remove everything; raises OSError."""
+        # The top comes back here when its name has meanwhile become something else.
+        while _exists(self._parent_fd, self._name):
+            self._remove_entry(self._parent_fd, self._name)
+            while self._levels:
+                self._work()
+
+    def explain(self, error: OSError) -> str:
+        """What went wrong, and where."""
+        parts = [level.name for level in self._levels] or [self._name]
+        if isinstance(error.filename, bytes) and error.filename != parts[-1]:
+            parts.append(error.filename)
+        reason = "it is a mount point" if error.errno == errno.EXDEV else error.strerror
+        return f"cannot delete '{display(b'/'.join(parts))}': {reason}"
+
+    def close(self) -> None:
+        """Close what is open after an error."""
+        for level in self._levels:
             if level.fd >= 0:
                 os.close(level.fd)
 
+    def _interfered(self) -> None:
+        self._patience -= 1
+        if self._patience < 0:
+            raise OSError(errno.EBUSY, "somebody keeps changing it")
 
-def _explain(error: OSError, name: bytes, levels: list[_Level]) -> str:
-    parts = [level.name for level in levels] or [name]
-    if isinstance(error.filename, bytes) and error.filename != parts[-1]:
-        parts.append(error.filename)
-    reason = "it is a mount point" if error.errno == errno.EXDEV else error.strerror
-    return f"cannot delete '{display(b'/'.join(parts))}': {reason}"
+    def _work(self) -> None:
+        """Remove some of the innermost directory, or that directory when it is empty."""
+        level = self._levels[-1]
+        if not level.pending:
+            level.pending = _list_some(level.fd)
+        if level.pending:
+            self._remove_entry(level.fd, level.pending.pop())
+            return
+        above = self._parent_fd if len(self._levels) == 1 else self._reopen()
+        try:
+            os.rmdir(level.name, dir_fd=above)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            self._interfered()
+            if _same(above, level):
+                # Somebody made a new entry: list it again.
+                return
+            # The name stands for another thing now, which the level above will meet again.
+        self._levels.pop()
+        os.close(level.fd)
 
+    def _remove_entry(self, directory_fd: int, name: bytes) -> None:
+        """Unlink a name, or push it as the directory to be emptied next."""
+        while True:
+            try:
+                os.unlink(name, dir_fd=directory_fd)
+            except FileNotFoundError:
+                return
+            except (IsADirectoryError, PermissionError):
+                # Some file systems answer EPERM for a directory.
+                if not _is_directory(directory_fd, name):
+                    self._unlink_again(directory_fd, name)
+                    return
+            else:
+                return
+            try:
+                fd = open_directory_same_mount(directory_fd, name)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
+                self._interfered()
+                continue
+            self._push(name, fd)
+            return
 
-def _work_on(parent_fd: int, levels: list[_Level]) -> None:
-    """Remove one entry of the innermost directory, or that directory when it is empty."""
-    level = levels[-1]
-    if not level.pending:
-        level.pending = _list_some(level.fd)
-    if level.pending:
-        _remove_entry(level.fd, level.pending.pop(), levels)
-        return
-    above = parent_fd if len(levels) == 1 else _reopen(levels)
-    try:
-        os.rmdir(level.name, dir_fd=above)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        # ENOTDIR: replaced by a file; EEXIST and ENOTEMPTY: somebody made a new entry.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or level.stubborn >= _ATTEMPTS:
-            raise
-        level.stubborn += 1
-        return
-    levels.pop()
-    os.close(level.fd)
+    def _unlink_again(self, directory_fd: int, name: bytes) -> None:
+        """Unlink what was no directory a moment ago; its level meets it again if it is one now."""
+        try:
+            os.unlink(name, dir_fd=directory_fd)
+        except FileNotFoundError:
+            pass
+        except IsADirectoryError:
+            self._interfered()
+
+    def _push(self, name: bytes, fd: int) -> None:
+        status = os.fstat(fd)
+        levels = self._levels
+        levels.append(_Level(name=name, inode=identity(status), fd=fd))
+        if status.st_mode & 0o700 != 0o700 and status.st_uid == os.geteuid():
+            os.fchmod(fd, 0o700)
+        if len(levels) > _OPEN_LEVELS:
+            distant = levels[-1 - _OPEN_LEVELS]
+            if distant.fd >= 0:
+                os.close(distant.fd)
+                distant.fd = -1
+
+    def _reopen(self) -> int:
+        """The descriptor of the directory above the innermost, found again if it was closed."""
+        above, level = self._levels[-2:]
+        if above.fd < 0:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            fd = os.open(b"..", flags, dir_fd=level.fd)
+            # Whoever moved the directory meanwhile would lead us out of the tree with "..".
+            if identity(os.fstat(fd)) != above.inode:
+                os.close(fd)
+                raise OSError(errno.EBUSY, "a directory was moved while it was being deleted")
+            above.fd = fd
+        return above.fd
 
 
 def _list_some(fd: int) -> list[bytes]:
@@ -89,31 +174,12 @@ def _list_some(fd: int) -> list[bytes]:
         return [os.fsencode(entry.name) for entry in itertools.islice(entries, _BATCH)]
 
 
-def _remove_entry(directory_fd: int, name: bytes, levels: list[_Level]) -> None:
-    """Unlink a name, or push it as the directory to be emptied next."""
-    for _ in range(_ATTEMPTS):
-        try:
-            os.unlink(name, dir_fd=directory_fd)
-        except FileNotFoundError:
-            return
-        except (IsADirectoryError, PermissionError) as error:
-            if not _is_directory(directory_fd, name):
-                if isinstance(error, PermissionError):
-                    raise
-                continue
-        else:
-            return
-        try:
-            fd = open_directory_same_mount(directory_fd, name)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                continue
-            raise
-        _push(levels, name, fd)
-        return
-    raise OSError(errno.EBUSY, "it keeps changing")
+def _exists(directory_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_directory(directory_fd: int, name: bytes) -> bool:
@@ -123,28 +189,10 @@ def _is_directory(directory_fd: int, name: bytes) -> bool:
         return False
 
 
-def _push(levels: list[_Level], name: bytes, fd: int) -> None:
-    status = os.fstat(fd)
-    level = _Level(name=name, inode=identity(status), fd=fd)
-    levels.append(level)
-    if status.st_mode & 0o700 != 0o700 and status.st_uid == os.geteuid():
-        os.fchmod(fd, 0o700)
-    if len(levels) > _OPEN_LEVELS:
-        distant = levels[-1 - _OPEN_LEVELS]
-        if distant.fd >= 0:
-            os.close(distant.fd)
-            distant.fd = -1
-
-
-def _reopen(levels: list[_Level]) -> int:
-    """The descriptor of the directory above the innermost one, found again where it was closed."""
-    above, level = levels[-2], levels[-1]
-    if above.fd < 0:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        fd = os.open(b"..", flags, dir_fd=level.fd)
-        # Whoever moved the directory meanwhile would lead us out of the tree with "..".
-        if identity(os.fstat(fd)) != above.inode:
-            os.close(fd)
-            raise OSError(errno.EBUSY, "a directory was moved while it was being deleted")
-        above.fd = fd
-    return above.fd
+def _same(directory_fd: int, level: _Level) -> bool:
+    """Whether a name still stands for the directory that was emptied."""
+    try:
+        status = os.stat(level.name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return identity(status) == level.inode

@@ -95,7 +95,7 @@ def _root_of_base(spec: str, base: str, working_directory: str | None) -> str | 
         )
     if separator or "/" not in base:
         raise ConfigError(f"cannot parse store '{spec}'")
-    return os.path.normpath(os.path.join(working_directory or os.getcwd(), base))
+    return _absolute("root", os.path.join(working_directory or os.getcwd(), base))
 
 
 def _parse_query(spec: str, query: str) -> tuple[dict[str, str], list[str]]:

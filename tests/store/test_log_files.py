@@ -1,0 +1,83 @@
+"""Build logs: where they are, and that Nix can read ours and we can read Nix's."""
+
+import bz2
+from pathlib import Path
+
+import pytest
+
+from executor.errors import StoreError
+from executor.formats.store_path import StorePath
+from executor.store.local import LocalStore
+from executor.store.log_files import LogFile, log_path, read_log
+
+from .conftest import Nix
+
+_DRV = StorePath.parse("0c5b4rqqbwqhhp30jhjlh2bjzrpz1v2k-hello.drv")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_round_trip(scratch: Path, compress: bool) -> None:
+    path = log_path(str(scratch), _DRV, compress=compress)
+    assert read_log(str(scratch), _DRV) is None
+    with LogFile(path, compress) as log:
+        log.write(b"one\n")
+        log.write(b"\xff\x00two")
+        assert log.size == 9
+    assert read_log(str(scratch), _DRV) == b"one\n\xff\x00two"
+    suffix = ".bz2" if compress else ""
+    assert path == f"{scratch}/drvs/0c/5b4rqqbwqhhp30jhjlh2bjzrpz1v2k-hello.drv{suffix}"
+
+
+def test_plain_log_is_visible_while_it_grows(scratch: Path) -> None:
+    path = log_path(str(scratch), _DRV, compress=False)
+    with LogFile(path, compress=False) as log:
+        log.write(b"so far")
+        assert read_log(str(scratch), _DRV) == b"so far"
+
+
+def test_a_new_log_replaces_both_forms(scratch: Path) -> None:
+    for compress, text in ((False, b"first"), (True, b"second"), (True, b"third")):
+        with LogFile(log_path(str(scratch), _DRV, compress=compress), compress) as log:
+            log.write(text)
+        assert read_log(str(scratch), _DRV) == text
+
+
+def test_symlink_in_place_of_the_log_is_replaced(scratch: Path) -> None:
+    victim = scratch / "victim"
+    victim.write_text("precious")
+    path = Path(log_path(str(scratch), _DRV, compress=False))
+    path.parent.mkdir(parents=True)
+    path.symlink_to(victim)
+    with LogFile(str(path), compress=False) as log:
+        log.write(b"log")
+    assert victim.read_text() == "precious"
+    assert path.read_bytes() == b"log"
+    assert not path.is_symlink()
+
+
+def test_symlinked_directory_is_refused(scratch: Path) -> None:
+    (scratch / "drvs").mkdir()
+    (scratch / "drvs/0c").symlink_to(scratch)
+    with pytest.raises(StoreError, match="cannot open log file"):
+        LogFile(log_path(str(scratch), _DRV, compress=False), compress=False)
+
+
+@pytest.mark.nix
+def test_nix_reads_our_log(store: LocalStore, nix: Nix) -> None:
+    drv = store.add_text("x.drv", _UNBUILDABLE)
+    for compress in (True, False):
+        with LogFile(log_path(store.location.log_dir, drv, compress=compress), compress) as log:
+            log.write(b"said by the builder\n")
+        assert nix.run("nix-store", "--read-log", store.store_dir.render(drv)) == (
+            "said by the builder"
+        )
+
+
+_UNBUILDABLE = b'Derive([("out","","r:sha256","")],[],[],"x86_64-linux","/bin/sh",[],[("out","")])'
+
+
+def test_logs_of_nix_are_found(scratch: Path) -> None:
+    path = Path(log_path(str(scratch), _DRV, compress=True))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bz2.compress(b"a" * 2_000_000))
+    assert read_log(str(scratch), _DRV) == b"a" * 2_000_000
