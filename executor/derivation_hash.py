@@ -97,9 +97,7 @@ class ModuloHasher:
             (text.encode(), tuple(name.encode() for name in sorted(names)))
             for text, names in sorted(inputs.items())
         )
-        return hash_bytes(
-            HashAlgorithm.SHA256, unparse_term(replace(term, input_drvs=input_drvs))
-        )
+        return hash_bytes(HashAlgorithm.SHA256, unparse_term(replace(term, input_drvs=input_drvs)))
 
 
 def _mask(derivation: Derivation) -> Derivation:
@@ -203,5 +201,3 @@ def fill_outputs(
             outputs[name] = InputAddressed(path)
         env[name.encode()] = store_dir.render(path).encode()
     return replace(derivation, outputs=outputs, env=env)
-
-

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from executor.formats.base32 import ALPHABET
 from executor.formats.store_path import DIGEST_LENGTH
 
-# In every 32 digits in a row, at least this many of the bytes at multiples of the stride are digits.
+# Of every 32 digits in a row, eight lie at multiples of the stride, side by side.
 _STRIDE = 4
 _SAMPLES = b"\x01" * (DIGEST_LENGTH // _STRIDE)
 _IS_DIGIT = bytes(chr(byte) in ALPHABET for byte in range(256))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection
 
 from executor.build.result import BuildStatus, FailureCause
 from executor.build.runner import Ending, Limits, Outcome
 from executor.errors import ExecutorError
 
 
-class BuildFailure(ExecutorError):
+class BuildFailureError(ExecutorError):
     """A derivation can't be built, or was built wrongly. The graph goes on without it.
 
     ``status`` is the verdict as Nix names it, ``cause`` tells apart what shares a status.
@@ -23,53 +22,40 @@ class BuildFailure(ExecutorError):
         self.cause = cause
 
 
-def rejected_input(message: str) -> BuildFailure:
+def rejected_input(message: str) -> BuildFailureError:
     """The derivation itself can't be obeyed here."""
-    return BuildFailure(BuildStatus.INPUT_REJECTED, message, FailureCause.INPUT)
+    return BuildFailureError(BuildStatus.INPUT_REJECTED, message, FailureCause.INPUT)
 
 
-def rejected_output(message: str) -> BuildFailure:
+def rejected_output(message: str) -> BuildFailureError:
     """The builder ended well, but what it made may not enter the store."""
-    return BuildFailure(BuildStatus.OUTPUT_REJECTED, message, FailureCause.OUTPUT)
+    return BuildFailureError(BuildStatus.OUTPUT_REJECTED, message, FailureCause.OUTPUT)
 
 
-def unable(message: str, cause: FailureCause = FailureCause.SETUP) -> BuildFailure:
+def unable(message: str, cause: FailureCause = FailureCause.SETUP) -> BuildFailureError:
     """Not the derivation's fault: a setting, the machine, the store."""
-    return BuildFailure(BuildStatus.MISC_FAILURE, message, cause)
-
-
-def platform_mismatch(
-    name: str, required: str, current: str, features: Collection[str], offered: Collection[str]
-) -> BuildFailure:
-    """The derivation wants another system, or features that this machine doesn't offer (R6)."""
-    wanted = f"a '{required}'" + (f" with features {{{', '.join(sorted(features))}}}" if features else "")
-    return rejected_input(
-        f"{wanted} is required to build '{name}', but I am a '{current}' "
-        f"with features {{{', '.join(sorted(offered))}}}"
-    )
+    return BuildFailureError(BuildStatus.MISC_FAILURE, message, cause)
 
 
 def builder_failure(
     name: str, outcome: Outcome, limits: Limits, *, has_network: bool, disk_full: bool
-) -> BuildFailure:
+) -> BuildFailureError:
     """What an outcome without success means (rows R2, C4-C6)."""
     if outcome.ending is Ending.TIMED_OUT:
         text = f"building '{name}' timed out after {limits.timeout} seconds"
-        return BuildFailure(BuildStatus.TIMED_OUT, text, FailureCause.TIMEOUT)
+        return BuildFailureError(BuildStatus.TIMED_OUT, text, FailureCause.TIMEOUT)
     if outcome.ending is Ending.SILENT:
         text = f"building '{name}' timed out after {limits.max_silent_time} seconds of silence"
-        return BuildFailure(BuildStatus.TIMED_OUT, text, FailureCause.SILENCE)
+        return BuildFailureError(BuildStatus.TIMED_OUT, text, FailureCause.SILENCE)
     if outcome.ending is Ending.LOG_LIMIT:
         text = f"builder for '{name}' printed more than {limits.max_log_size} bytes; killed"
-        return BuildFailure(BuildStatus.LOG_LIMIT_EXCEEDED, text, FailureCause.LOG_LIMIT)
+        return BuildFailureError(BuildStatus.LOG_LIMIT_EXCEEDED, text, FailureCause.LOG_LIMIT)
     status = (
-        BuildStatus.TRANSIENT_FAILURE
-        if has_network or disk_full
-        else BuildStatus.PERMANENT_FAILURE
+        BuildStatus.TRANSIENT_FAILURE if has_network or disk_full else BuildStatus.PERMANENT_FAILURE
     )
     how, cause = _how_it_ended(outcome)
     note = "; the disk is nearly full, which may be the reason" if disk_full else ""
-    return BuildFailure(status, f"builder for '{name}' {how}{note}", cause)
+    return BuildFailureError(status, f"builder for '{name}' {how}{note}", cause)
 
 
 def _how_it_ended(outcome: Outcome) -> tuple[str, FailureCause]:

@@ -20,14 +20,14 @@ from executor.build.events import (
     WaitingForLock,
     WaitingForUser,
 )
-from executor.build.failure import BuildFailure, builder_failure, unable
+from executor.build.failure import BuildFailureError, builder_failure, unable
 from executor.build.install import install
 from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine
 from executor.build.outputs import OutputRules, StagedOutput, collect_outputs
 from executor.build.plan import Node
 from executor.build.prebuild import run_pre_build_hook
 from executor.build.prepare import Preparation, prepare
-from executor.build.request import BuildRequest, make_request
+from executor.build.request import BuildRequest, make_request, shares_with_host
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
 from executor.build.users import BuildUser
@@ -61,7 +61,7 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
             async with job.user() as user:
                 await job.build(preparation, user)
         return job.succeeded(BuildStatus.BUILT)
-    except BuildFailure as failure:
+    except BuildFailureError as failure:
         return job.failed(failure)
     except SandboxError as error:
         text = f"can't set up the sandbox for '{job.name}': {error}"
@@ -129,22 +129,23 @@ class _Job:
     # The build.
 
     async def build(self, preparation: Preparation, user: BuildUser) -> None:
-        """Run the builder and bring its outputs into the store. Raises ``BuildFailure``."""
+        """Run the builder and bring its outputs into the store. Raises ``BuildFailureError``."""
         owner = WorkspaceOwner(
             build_root=self._context.build_root,
             chroot_path=self._store.real_path(self._node.drv_path) + ".chroot",
             user=user,
         )
-        workspace = await self._context.work(owner.open)
         try:
+            workspace = await self._context.work(owner.open)
             request = await self._request(preparation, user, workspace)
             outcome = await self._run(request)
             if not outcome.success:
                 raise self._verdict(outcome, preparation, workspace)
             staged = await self._collect(workspace, preparation, user)
             await self._install(staged, preparation)
-        except BuildFailure:
-            if self._context.settings.keep_failed and not preparation.derivation.is_builtin:
+        except BuildFailureError:
+            keep = self._context.settings.keep_failed and not preparation.derivation.is_builtin
+            if keep and owner.is_open:
                 self._kept = await self._context.work(owner.keep_build_directory)
             raise
         finally:
@@ -225,7 +226,7 @@ class _Job:
 
     def _verdict(
         self, outcome: Outcome, preparation: Preparation, workspace: Workspace
-    ) -> BuildFailure:
+    ) -> BuildFailureError:
         full = any(
             _nearly_full(path)
             for path in (self._store.location.real_store_dir, workspace.build_directory)
@@ -255,10 +256,8 @@ class _Job:
             ),
             user=user,
             ignored_acls=settings.ignored_acls,
-            # Who has the host's network, or a directory outside the sandbox to share with others,
-            # may have given a descriptor of an output away.
             isolate=preparation.derivation.has_network
-            or any(not path.read_only for path in settings.sandbox_paths),
+            or shares_with_host(settings.sandbox_paths, self._store.store_dir),
             sync=settings.fsync_store_paths,
             store_dir=self._store.store_dir,
         )
@@ -288,7 +287,7 @@ class _Job:
     def succeeded(self, status: BuildStatus) -> BuildResult:
         return self._result(status, outputs=dict(self._node.outputs))
 
-    def failed(self, failure: BuildFailure) -> BuildResult:
+    def failed(self, failure: BuildFailureError) -> BuildResult:
         return self._result(failure.status, message=failure.message, cause=failure.cause)
 
     def _result(self, status: BuildStatus, **more: object) -> BuildResult:

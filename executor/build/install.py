@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from executor.build.failure import BuildFailure, rejected_output
+from executor.build.failure import BuildFailureError, rejected_output
 from executor.build.output_checks import (
     FixedOutputError,
     OutputCheckError,
@@ -32,7 +32,7 @@ def install(
     preparation: Preparation,
     keys: Sequence[SecretKey],
 ) -> None:
-    """Check the outputs of one build and register them all, or raise ``BuildFailure``."""
+    """Check the outputs of one build and register them all, or raise ``BuildFailureError``."""
     name = store.store_dir.render(preparation.drv_path)
     for item in staged:
         _check_fixed(store, item, preparation, keys)
@@ -40,9 +40,7 @@ def install(
     for output in preparation.outputs.keys() - preparation.wanted:
         infos[output] = store.query_path_info(preparation.outputs[output])
     try:
-        check_outputs(
-            name, preparation.options, infos, store.query_path_info, store.store_dir
-        )
+        check_outputs(name, preparation.options, infos, store.query_path_info, store.store_dir)
     except OutputCheckError as error:
         raise rejected_output(str(error)) from error
     _move_and_register(store, staged, keys)
@@ -61,7 +59,7 @@ def _check_fixed(
     except FixedOutputError as error:
         if not item.info.references:
             _move_and_register(store, [item], keys)
-        raise BuildFailure(
+        raise BuildFailureError(
             BuildStatus.HASH_MISMATCH, str(error), FailureCause.OUTPUT
         ) from error
 

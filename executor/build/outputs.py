@@ -23,7 +23,12 @@ from executor.build.workspace import Workspace
 from executor.derivation import Derivation, FixedOutput
 from executor.formats.content_address import ContentAddress, IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm
-from executor.formats.store_path import StoreDir, StorePath, make_fixed_output_path, output_path_name
+from executor.formats.store_path import (
+    StoreDir,
+    StorePath,
+    make_fixed_output_path,
+    output_path_name,
+)
 from executor.store.canonicalise import Canonicaliser, TreeDescription, canonicalise_and_describe
 from executor.store.errors import UnacceptableTreeError
 from executor.store.path_info import PathInfo
@@ -75,7 +80,7 @@ class OutputRules:
 def collect_outputs(workspace: Workspace, rules: OutputRules) -> list[StagedOutput]:
     """Check and describe the wanted outputs, in an order that puts references first.
 
-    Raises ``BuildFailure`` with the verdict that Nix gives.
+    Raises ``BuildFailureError`` with the verdict that Nix gives.
     """
     policy = Canonicaliser(
         allowed_uids=range(rules.user.uid, rules.user.uid + 1), ignored_acls=rules.ignored_acls
@@ -195,7 +200,8 @@ def _in_registration_order(staged: list[StagedOutput], rules: OutputRules) -> li
     by_path = {item.info.path: item for item in staged}
     graph = {
         item.output: sorted(
-            by_path[path].output for path in (item.info.references - {item.info.path}) & by_path.keys()
+            by_path[path].output
+            for path in (item.info.references - {item.info.path}) & by_path.keys()
         )
         for item in staged
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from executor.build.failure import BuildFailure, rejected_input, unable
+from executor.build.failure import BuildFailureError, rejected_input, unable
 from executor.build.result import FailureCause
 from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
 from executor.errors import ExecutorError
@@ -40,7 +40,7 @@ class Node:
     wanted: frozenset[str]
     valid: frozenset[str]
     needs: tuple[StorePath, ...] = ()
-    failure: BuildFailure | None = None
+    failure: BuildFailureError | None = None
 
     @property
     def is_done(self) -> bool:
@@ -56,7 +56,9 @@ class Plan:
     @property
     def to_build(self) -> tuple[StorePath, ...]:
         return tuple(
-            sorted(path for path, node in self.nodes.items() if not node.is_done and not node.failure)
+            sorted(
+                path for path, node in self.nodes.items() if not node.is_done and not node.failure
+            )
         )
 
 
@@ -114,7 +116,7 @@ def _examine(
         if not node.is_done:
             _check_sources(store, derivation, name)
         return node
-    except BuildFailure as failure:
+    except BuildFailureError as failure:
         return Node(
             drv_path=drv_path,
             derivation=None,
@@ -127,7 +129,9 @@ def _examine(
 
 def _read(store: LocalStore, drv_path: StorePath, name: str) -> Derivation:
     if not store.is_valid(drv_path):
-        raise unable(f"don't know how to build '{name}': it is not in the store", FailureCause.INPUT)
+        raise unable(
+            f"don't know how to build '{name}': it is not in the store", FailureCause.INPUT
+        )
     try:
         return store.read_derivation(drv_path)
     except ExecutorError as error:
@@ -141,7 +145,9 @@ _UNSUPPORTED = {
 }
 
 
-def _supported_outputs(store: LocalStore, derivation: Derivation, name: str) -> dict[str, StorePath]:
+def _supported_outputs(
+    store: LocalStore, derivation: Derivation, name: str
+) -> dict[str, StorePath]:
     feature = _UNSUPPORTED.get(derivation.kind)
     if feature is not None:
         raise unable(

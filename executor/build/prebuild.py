@@ -15,7 +15,7 @@ _COMMANDS = ("extra-sandbox-paths", "extra-chroot-dirs")
 
 
 async def run_pre_build_hook(program: str, drv_path: str, root: str) -> tuple[SandboxPath, ...]:
-    """Run the hook, if there is one, and parse what it says. Raises ``BuildFailure``."""
+    """Run the hook, if there is one, and parse what it says. Raises ``BuildFailureError``."""
     if not program:
         return ()
     try:
@@ -40,7 +40,7 @@ async def run_pre_build_hook(program: str, drv_path: str, root: str) -> tuple[Sa
 
 
 def parse_hook_output(text: str) -> tuple[SandboxPath, ...]:
-    """Sandbox paths that a hook asks for. Raises ``BuildFailure`` for an unknown command."""
+    """Sandbox paths that a hook asks for. Raises ``BuildFailureError`` for an unknown command."""
     paths: list[SandboxPath] = []
     in_paths = False
     # What has no line end is not complete, and not read, as in Nix.
@@ -54,8 +54,6 @@ def parse_hook_output(text: str) -> tuple[SandboxPath, ...]:
         else:
             target, _, source = line.partition("=")
             paths.append(
-                SandboxPath(
-                    target=target, source=source or target, optional=False, read_only=False
-                )
+                SandboxPath(target=target, source=source or target, optional=False, read_only=False)
             )
     return tuple(paths)

@@ -60,7 +60,7 @@ def prepare(
 ) -> Preparation | None:
     """Look everything up; ``None`` if the wanted outputs are valid by now.
 
-    Invalid leftovers at the output paths are deleted. Raises ``BuildFailure``.
+    Invalid leftovers at the output paths are deleted. Raises ``BuildFailureError``.
     """
     derivation = node.derivation
     if derivation is None or not (wanted := missing_outputs(store, node)):
@@ -97,7 +97,7 @@ def prepare(
 def refuse_unbuildable(
     name: str, derivation: Derivation, options: DerivationOptions, settings: Settings
 ) -> None:
-    """Raise ``BuildFailure`` for what this machine or this version doesn't do (rows R5, R6, D23)."""
+    """Raise ``BuildFailureError`` for what this machine or version doesn't do."""
     refusal = local_build_refusal(
         name,
         required_system=derivation.platform,
@@ -180,5 +180,3 @@ def _delete_leftover(store: LocalStore, path: StorePath) -> None:
         return
     finally:
         os.close(descriptor)
-
-

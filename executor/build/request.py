@@ -7,6 +7,7 @@ needs of the host (resolver configuration, certificates) is bound read-only or c
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def make_request(
     store: LocalStore,
     extra_paths: Iterable[SandboxPath] = (),
 ) -> BuildRequest:
-    """Decide the sandbox of one build. Raises ``BuildFailure`` for what no sandbox can hold."""
+    """Decide the sandbox of one build. Raises ``BuildFailureError`` if none can hold it."""
     derivation = preparation.derivation
     inside = os.fsencode(settings.sandbox_build_dir)
     environment = preparation.environment
@@ -185,6 +186,23 @@ def _sandbox_binds(paths: Iterable[SandboxPath], store_dir: StoreDir) -> tuple[B
         for path in by_target.values()
         if not (path.target == path.source and path.target.startswith(prefix))
     )
+
+
+def shares_with_host(paths: Iterable[SandboxPath], store_dir: StoreDir) -> bool:
+    """Whether a builder could pass a descriptor of its outputs out through a sandbox path.
+
+    Directories may hold sockets, writable or not; regular files and the store's own paths can't.
+    """
+    prefix = store_dir.path + "/"
+    for path in paths:
+        if path.source.startswith(prefix):
+            continue
+        try:
+            if not stat.S_ISREG(os.stat(path.source).st_mode):
+                return True
+        except OSError:
+            continue  # not there: optional, or an error that the sandbox will report
+    return False
 
 
 def _network_binds(derivation: Derivation, settings: Settings) -> tuple[Bind, ...]:

@@ -57,6 +57,7 @@ class Outcome:
     signal: int | None
     cpu_user: int
     cpu_system: int
+    exec_error: str | None
     start_time: float
     stop_time: float
     log_tail: tuple[bytes, ...]

@@ -64,6 +64,10 @@ class WorkspaceOwner:
             self.close()
             raise
 
+    @property
+    def is_open(self) -> bool:
+        return self._top_name is not None
+
     def keep_build_directory(self) -> str:
         """Leave the build directory for inspection, owned by root, and say where it is.
 

@@ -245,9 +245,7 @@ def _word(data: bytes) -> bytes:
 _HEAD = _word(b"(") + _word(b"type")
 _DIRECTORY = _HEAD + _word(b"directory")
 _REGULAR = _HEAD + _word(b"regular") + _word(b"contents")
-_EXECUTABLE = (
-    _HEAD + _word(b"regular") + _word(b"executable") + _word(b"") + _word(b"contents")
-)
+_EXECUTABLE = _HEAD + _word(b"regular") + _word(b"executable") + _word(b"") + _word(b"contents")
 _SYMLINK = _HEAD + _word(b"symlink") + _word(b"target")
 _ENTRY = _word(b"entry") + _word(b"(") + _word(b"name")
 _NODE = _word(b"node")
@@ -295,7 +293,7 @@ class NarWriter:
         """Raise ``FormatError`` unless the archive is complete."""
         self._check(not (self._expecting_node or self._names or self._missing))
 
-    def _check(self, fits: bool) -> None:  # noqa: FBT001
+    def _check(self, fits: bool) -> None:
         if not fits or self._missing:
             raise FormatError("these events don't make an archive")
 

@@ -97,7 +97,7 @@ class StoreDir:
         return StorePath.parse(base_name), slash + rest
 
 
-def make_store_path(store_dir: StoreDir, kind: str, hash: Hash, name: str) -> StorePath:  # noqa: A002
+def make_store_path(store_dir: StoreDir, kind: str, hash: Hash, name: str) -> StorePath:
     """The path of ``kind`` (such as ``output:out`` or ``source``) with this inner hash."""
     check_name(name)
     fingerprint = f"{kind}:{hash.prefixed16}:{store_dir.path}:{name}"
@@ -129,7 +129,7 @@ def make_fixed_output_path(
     store_dir: StoreDir,
     name: str,
     method: IngestionMethod,
-    hash: Hash,  # noqa: A002
+    hash: Hash,
     references: Iterable[StorePath] = (),
     *,
     self_reference: bool = False,
