@@ -6,7 +6,6 @@ path, which the next attempt or the collector removes.
 """
 
 import os
-import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,9 +29,10 @@ from executor.store.locks import lock_paths, try_lock
 from executor.store.path_info import PathInfo
 from executor.store.queries import Queries
 from executor.store.register import Registrar
+from executor.store.restore import Source, restore_tree
 from executor.store.roots import TempRoots
 from executor.store.settings import StoreSettings
-from executor.store.tree import Source, copy_tree, restore_tree, sync_tree
+from executor.store.tree import copy_tree, move_tree, sync_tree
 
 _READ = 1024 * 1024
 
@@ -92,7 +92,7 @@ class Adder:
             address = ContentAddress(method, content_hash).render()
 
             def make() -> PathInfo:
-                os.rename(b"x", path.base_name, src_dir_fd=scratch_fd, dst_dir_fd=self.store_fd)
+                move_tree(scratch_fd, b"x", self.store_fd, path.base_name.encode())
                 return _info(path, described, frozenset(), address)
 
             self._make_valid(path, make, on_wait)
@@ -141,7 +141,7 @@ class Adder:
         It has the name of a store path with a temporary root, which keeps the collectors of all
         versions of Nix away, and goes with the garbage after a crash.
         """
-        digest = base32.encode(secrets.token_bytes(20))
+        digest = base32.encode(os.urandom(20))
         path = StorePath(digest, "executor-scratch")
         self.temp_roots.add((path,))
         name = path.base_name.encode()

@@ -8,13 +8,12 @@ belongs to one thread at a time; it must not be used after a fork.
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from executor.derivation import Derivation, unparse_derivation
 from executor.errors import StoreError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import StoreDir, StorePath
-from executor.store.add import Adder
 from executor.store.derivations import DerivationFiles
 from executor.store.layout import OpenStore, open_existing, open_or_make
 from executor.store.location import StoreLocation
@@ -23,8 +22,13 @@ from executor.store.queries import Queries
 from executor.store.register import Registrar
 from executor.store.roots import TempRoots, make_root_link
 from executor.store.settings import StoreSettings
-from executor.store.tree import Source, sync_tree
-from executor.store.verify import Verifier
+from executor.store.tree import move_tree, sync_tree
+
+# Adding and verifying are imported when they are needed: a command that only builds does neither,
+# and a cold start has a budget.
+if TYPE_CHECKING:
+    from executor.store.add import Adder
+    from executor.store.restore import Source
 
 __all__ = ["LocalStore", "StoreSettings"]
 
@@ -62,15 +66,6 @@ class LocalStore:
             sync_first=settings.sync_before_registering,
         )
         self._temp_roots = TempRoots(location)
-        self._adder = Adder(
-            store_fd=self._store_fd,
-            store_dir=location.store_dir,
-            real_store_dir=location.real_store_dir,
-            settings=settings,
-            queries=self._queries,
-            registrar=self._registrar,
-            temp_roots=self._temp_roots,
-        )
 
     @classmethod
     def open(
@@ -195,6 +190,20 @@ class LocalStore:
         data = unparse_derivation(derivation, self.store_dir)
         return self.add_text(f"{derivation.name}.drv", data, inputs, on_wait=on_wait)
 
+    def _adder(self) -> "Adder":
+        from executor.store.add import Adder
+
+        self._require_writable()
+        return Adder(
+            store_fd=self._store_fd,
+            store_dir=self.location.store_dir,
+            real_store_dir=self.location.real_store_dir,
+            settings=self.settings,
+            queries=self._queries,
+            registrar=self._registrar,
+            temp_roots=self._temp_roots,
+        )
+
     # Adding objects. `on_wait` is called with a real path whose lock somebody else holds.
 
     def add_text(
@@ -206,8 +215,7 @@ class LocalStore:
         on_wait: Callable[[str], object] = _ignore,
     ) -> StorePath:
         """Add a file from memory; its path comes from name, contents and references."""
-        self._require_writable()
-        return self._adder.add_text(name, data, references, on_wait)
+        return self._adder().add_text(name, data, references, on_wait)
 
     def add_file_or_tree(
         self,
@@ -221,18 +229,17 @@ class LocalStore:
         self._require_writable()
         if method not in (IngestionMethod.NAR, IngestionMethod.FLAT):
             raise StoreError(f"files cannot be added with the method {method.name}")
-        return self._adder.add_path(name, os.fsencode(path), method, on_wait)
+        return self._adder().add_path(name, os.fsencode(path), method, on_wait)
 
     def add_nar(
-        self, info: PathInfo, source: Source, *, on_wait: Callable[[str], object] = _ignore
+        self, info: PathInfo, source: "Source", *, on_wait: Callable[[str], object] = _ignore
     ) -> None:
         """Unpack a NAR and register it; the archive is read to its end also if it is valid already.
 
         Raises HashMismatchError and leaves nothing behind if hash or size aren't as declared.
         Signatures are not checked here.
         """
-        self._require_writable()
-        self._adder.add_nar(info, source, on_wait)
+        self._adder().add_nar(info, source, on_wait)
 
     def move_into_store(self, parent_fd: int, name: bytes, path: StorePath) -> None:
         """Rename a complete, canonical tree on the same file system to its place in the store.
@@ -244,7 +251,7 @@ class LocalStore:
         if self.settings.fsync_store_paths:
             sync_tree(parent_fd, name)
         try:
-            os.rename(name, path.base_name, src_dir_fd=parent_fd, dst_dir_fd=self._store_fd)
+            move_tree(parent_fd, name, self._store_fd, path.base_name.encode())
         except OSError as error:
             raise StoreError(
                 f"cannot move '{os.fsdecode(name)}' to '{self.real_path(path)}': {error.strerror}"
@@ -297,6 +304,8 @@ class LocalStore:
         self._require_writable()
         if repair:
             raise StoreError("repairing store paths is not supported yet")
+        from executor.store.verify import Verifier
+
         verifier = Verifier(
             store_fd=self._store_fd,
             state_dir=self.location.state_dir,

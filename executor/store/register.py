@@ -1,6 +1,5 @@
 """Making paths valid and invalid: the changes of the database that others rely on."""
 
-import graphlib
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -53,10 +52,11 @@ class Registrar:
             os.sync()
         with self._database.transaction():
             ids = {info.path: self._write_row(info) for info in infos}
-            for info in infos:
-                for reference in info.references:
-                    target = ids.get(reference) or self._queries.require_id(reference)
-                    self._database.insert_reference(ids[info.path], target)
+            self._database.insert_references(
+                (ids[info.path], ids.get(reference) or self._queries.require_id(reference))
+                for info in infos
+                for reference in sorted(info.references)
+            )
             for path, rows in outputs.items():
                 for name, output in rows.items():
                     rendered = self._queries.render(output)
@@ -156,6 +156,10 @@ def check_no_cycle(references: Mapping[StorePath, Collection[StorePath]]) -> Non
         path: {other for other in others if other in references and other != path}
         for path, others in references.items()
     }
+    if not any(graph.values()):
+        return
+    import graphlib  # outputs that refer to each other are rare, and it is not free
+
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:

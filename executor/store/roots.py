@@ -8,11 +8,10 @@ the path is sent as a line to its socket, and the collector answers "1" when it 
 
 import hashlib
 import os
-import secrets
-import socket
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from executor.errors import StoreError
 from executor.formats import base32
@@ -20,6 +19,9 @@ from executor.formats.store_path import StoreDir, StorePath
 from executor.store.descriptors import write_all
 from executor.store.location import StoreLocation
 from executor.store.locks import open_lock_file, try_lock, unlock
+
+if TYPE_CHECKING:
+    import socket
 
 # Above the largest process id of Linux (2^22), below what Nix 2.8 can parse (2^31).
 _NAME_STEP = 1 << 22
@@ -137,8 +139,10 @@ def _claim(path: str) -> int | None:
         os.close(fd)
 
 
-def _connect(directory: str, name: str) -> socket.socket:
+def _connect(directory: str, name: str) -> "socket.socket":
     """Connect to a unix socket whose path may be longer than the 107 bytes of an address."""
+    import socket  # a collector runs seldom, and the import is not free on a command line
+
     directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -180,7 +184,7 @@ def _is_below(path: str, directory: str) -> bool:
 
 def _replace_link(link: str, target: str) -> None:
     os.makedirs(os.path.dirname(link), mode=0o755, exist_ok=True)
-    temporary = f"{link}.tmp-{os.getpid()}-{secrets.randbelow(1 << 31)}"
+    temporary = f"{link}.tmp-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         os.symlink(target, temporary)
         os.replace(temporary, link)

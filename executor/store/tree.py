@@ -1,4 +1,4 @@
-"""File trees and their NAR form: dump, restore, copy, delete, all relative to descriptors.
+"""File trees and their NAR form: dump, copy, move, delete, all relative to descriptors.
 
 No function here follows a symbolic link or recurses. What is created is new (never opened where
 it exists already), belongs to this process and gets the canonical metadata of store objects at
@@ -11,19 +11,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from executor.errors import FormatError
-from executor.formats.nar import (
-    Chunk,
-    Directory,
-    EndDirectory,
-    Entry,
-    NarEvent,
-    Regular,
-    Symlink,
-    read_events,
-)
 from executor.store.canonicalise import STORE_MTIME
 from executor.store.delete import delete_tree
 from executor.store.describe import MAX_DEPTH, MetadataPolicy, TreeReader, list_directory
@@ -36,18 +24,11 @@ from executor.store.descriptors import (
 )
 from executor.store.errors import UnacceptableTreeError
 
-__all__ = ["copy_tree", "delete_tree", "dump_tree", "restore_tree", "sync_tree"]
+__all__ = ["copy_tree", "delete_tree", "dump_tree", "move_tree", "sync_tree"]
 
-_TIMES = (STORE_MTIME * 1_000_000_000, STORE_MTIME * 1_000_000_000)
+STORE_TIMES = (STORE_MTIME * 1_000_000_000, STORE_MTIME * 1_000_000_000)
 _FICLONE = 0x40049409
 _COPY = 1024 * 1024
-
-
-class Source(Protocol):
-    """Where a NAR is read from."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes; none at the end."""
 
 
 def dump_tree(parent_fd: int, name: bytes, write: Callable[[bytes], object]) -> int:
@@ -60,92 +41,10 @@ def dump_tree(parent_fd: int, name: bytes, write: Callable[[bytes], object]) -> 
     return reader.size
 
 
-def restore_tree(source: Source, parent_fd: int, name: bytes, *, sync: bool = False) -> None:
-    """Make the tree `name` in `parent_fd` from a NAR, with canonical metadata.
-
-    Reads exactly the NAR from `source`. Raises FormatError for a malformed archive and
-    FileExistsError if `name` exists; what was made until then stays, for the caller to delete.
-    With `sync` every file and directory is flushed to disk.
-    """
-    restorer = _Restorer(parent_fd, name, sync=sync)
-    try:
-        for event in read_events(source):
-            restorer.take(event)
-    finally:
-        restorer.close()
-
-
-class _Restorer:
-    """Turns NAR events into files below one directory."""
-
-    def __init__(self, parent_fd: int, name: bytes, *, sync: bool) -> None:
-        self._name = name
-        self._directories: list[int] = []
-        self._parent_fd = parent_fd
-        self._file: int | None = None
-        self._remaining = 0
-        self._executable = False
-        self._sync = sync
-
-    def take(self, event: NarEvent) -> None:
-        match event:
-            case Chunk():
-                self._chunk(event.data)
-            case Entry():
-                self._name = event.name
-            case Regular():
-                self._regular(event.executable, event.size)
-            case Directory():
-                os.mkdir(self._name, 0o700, dir_fd=self._current)
-                fd = os.open(self._name, DIRECTORY_FLAGS, dir_fd=self._current)
-                self._directories.append(fd)
-            case EndDirectory():
-                self._finish(self._directories.pop(), 0o555)
-            case Symlink():
-                os.symlink(event.target, self._name, dir_fd=self._current)
-                os.utime(self._name, ns=_TIMES, dir_fd=self._current, follow_symlinks=False)
-
-    @property
-    def _current(self) -> int:
-        return self._directories[-1] if self._directories else self._parent_fd
-
-    def _regular(self, executable: bool, size: int) -> None:
-        self._file = os.open(self._name, CREATE_FLAGS, 0o600, dir_fd=self._current)
-        self._executable, self._remaining = executable, size
-        if not size:
-            self._end_file()
-
-    def _chunk(self, data: bytes) -> None:
-        if self._file is None or len(data) > self._remaining:
-            raise FormatError("NAR has contents outside of a file")
-        write_all(self._file, data)
-        self._remaining -= len(data)
-        if not self._remaining:
-            self._end_file()
-
-    def _end_file(self) -> None:
-        fd, self._file = self._file, None
-        if fd is not None:
-            self._finish(fd, 0o555 if self._executable else 0o444)
-
-    def _finish(self, fd: int, mode: int) -> None:
-        try:
-            _set_metadata(fd, mode)
-            if self._sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-        for fd in self._directories:
-            os.close(fd)
-
-
-def _set_metadata(fd: int, mode: int) -> None:
+def set_metadata(fd: int, mode: int) -> None:
+    """Mode and modification time of a file or directory that we made."""
     os.fchmod(fd, mode)
-    os.utime(fd, ns=_TIMES)
+    os.utime(fd, ns=STORE_TIMES)
 
 
 @dataclass(slots=True)
@@ -187,7 +86,7 @@ def copy_tree(
                 kind = pair.kinds.get(name, stat.S_IFREG)
                 _copy_node(pair.source, name, pair.target, name, kind, policy, pairs)
                 continue
-            _set_metadata(pair.target, 0o555)
+            set_metadata(pair.target, 0o555)
             os.close(pair.source)
             os.close(pair.target)
             pairs.pop()
@@ -217,7 +116,7 @@ def _copy_node(
         if policy is not None:
             policy.on_symlink(source_fd, source_name, status)
         os.symlink(os.readlink(source_name, dir_fd=source_fd), target_name, dir_fd=target_fd)
-        os.utime(target_name, ns=_TIMES, dir_fd=target_fd, follow_symlinks=False)
+        os.utime(target_name, ns=STORE_TIMES, dir_fd=target_fd, follow_symlinks=False)
     else:
         raise UnacceptableTreeError("file has an unsupported type")
 
@@ -260,7 +159,7 @@ def _copy_file(
         target = os.open(target_name, CREATE_FLAGS, 0o600, dir_fd=target_fd)
         try:
             _copy_contents(source, target, status.st_size)
-            _set_metadata(target, 0o555 if status.st_mode & stat.S_IXUSR else 0o444)
+            set_metadata(target, 0o555 if status.st_mode & stat.S_IXUSR else 0o444)
         finally:
             os.close(target)
     finally:
@@ -300,6 +199,24 @@ def _copy_plainly(source: int, target: int, remaining: int) -> None:
             raise UnacceptableTreeError("file became shorter while it was read")
         write_all(target, data)
         remaining -= len(data)
+
+
+def move_tree(source_fd: int, source_name: bytes, target_fd: int, target_name: bytes) -> None:
+    """Rename a tree to another directory of the same file system; raises OSError.
+
+    A directory that changes its parent has to be writable (its ".." changes), which a canonical
+    one isn't, unless root moves it.
+    """
+    try:
+        os.rename(source_name, target_name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+    except PermissionError:
+        fd = os.open(source_name, DIRECTORY_FLAGS, dir_fd=source_fd)
+        try:
+            os.fchmod(fd, 0o755)
+            os.rename(source_name, target_name, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+        finally:
+            set_metadata(fd, 0o555)
+            os.close(fd)
 
 
 class _Sync:

@@ -360,15 +360,14 @@ match step:
     case "scratch": add._copy_in = kill
     case "copied": add.describe_tree = kill
     case "locked": add.delete_tree = kill
-    case "moving":
-        add.os = type("Os", (), {**vars(os), "rename": kill})
+    case "moving": add.move_tree = kill
     case "moved": register.Registrar.register = kill
-    case "row": database.Database.insert_reference = kill
+    case "row": database.Database.insert_references = kill
     case "written": register.check_no_cycle = kill
     case "committed": locks.PathLocks.release = kill
 store.add_file_or_tree("tree", tree)
 """
-_STEPS = ["scratch", "copied", "locked", "moving", "moved", "written", "committed"]
+_STEPS = ["scratch", "copied", "locked", "moving", "moved", "row", "written", "committed"]
 
 
 @pytest.mark.nix
@@ -388,6 +387,40 @@ def test_killed_at_any_step(store: LocalStore, nix: Nix, scratch: Path, step: st
     nix.run("nix-store", "--gc")
     left = {name for name in os.listdir(nix.root / "nix/store") if not name.endswith(".lock")}
     assert left == {".links", path.base_name}
+
+
+@pytest.mark.root
+@pytest.mark.nix
+def test_unprivileged_store(scratch: Path, nix: Nix) -> None:
+    """A store of an ordinary user, who may not override modes: trees still get in and out."""
+    script = (
+        "import os, subprocess, sys\n"
+        "from executor.store.local import LocalStore\n"
+        "from executor.store.location import parse_store_url\n"
+        "LocalStore.open(parse_store_url(sys.argv[1], {})).close()\n"
+        "subprocess.run(['chown', '-R', '30011:30011', sys.argv[3]], check=True)\n"
+        "os.setgroups([]); os.setgid(30011); os.setuid(30011)\n"
+        "os.makedirs(sys.argv[2] + '/a/b')\n"
+        "open(sys.argv[2] + '/a/b/f', 'w').close()\n"
+        "with LocalStore.open(parse_store_url(sys.argv[1], {})) as store:\n"
+        "    path = store.add_file_or_tree('tree', sys.argv[2])\n"
+        "    assert store.verify(check_contents=True) == []\n"
+        "    store.invalidate(path)\n"
+        "    os.chmod(store.real_path(path) + '/a', 0)\n"
+        "    assert store.add_file_or_tree('tree', sys.argv[2]) == path\n"
+        "    assert store.verify(check_contents=True) == []\n"
+        "    print(path.base_name)\n"
+    )
+    for directory in (scratch, *scratch.parents[:3]):
+        directory.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(nix.root), str(scratch / "tree"), str(scratch)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == Path(nix.run("nix-store", "--add", str(scratch / "tree"))).name
 
 
 def test_many_processes_add_the_same_and_different(store: LocalStore, nix: Nix) -> None:

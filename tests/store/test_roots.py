@@ -77,7 +77,7 @@ def test_collector_removes_what_a_killed_process_left(
         "from executor.store.local import LocalStore\n"
         "from executor.store.location import parse_store_url\n"
         "store = LocalStore.open(parse_store_url(sys.argv[1], {}))\n"
-        "with store._adder.scratch_directory() as fd:\n"
+        "with store._adder().scratch_directory() as fd:\n"
         "    os.mkdir('x', dir_fd=fd)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
