@@ -1,0 +1,127 @@
+"""What runs between clone and exec: straight-line steps, then one report.
+
+Everything that is imported must be imported before: after the change of root, files of the host
+are out of reach, and nothing must be loaded from the new one while there are privileges left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from sandbox import syscalls
+from sandbox.messages import Failed, Ready, pack_report
+from sandbox.mounts import enter_new_root
+from sandbox.namespaces import set_up_namespaces
+from sandbox.privileges import (
+    become_build_user,
+    confine_further,
+    die_with_spawner,
+    drop_capabilities,
+    enter_user_namespace,
+    set_process_attributes,
+)
+from sandbox.spec import Call, SandboxSpec
+from sandbox.step import Step, StepFailedError
+
+Function = Callable[[list[bytes], dict[bytes, bytes]], int]
+
+_REPORT = 3
+_LIVENESS = 4
+_MAX_FD = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the spawner found out once, for all its children."""
+
+    filter_program: bytes
+    last_capability: int
+    landlock_abi: int
+    functions: Mapping[str, Function]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptors:
+    """What a child gets: where it prints, where it reports, and the pipe that the spawner holds."""
+
+    output: int
+    report: int
+    liveness: int
+
+
+def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> NoReturn:
+    """Confine this process and become the program. Never returns, whatever happens."""
+    report = descriptors.report
+    try:
+        _arrange_descriptors(descriptors)
+        report = _REPORT
+        _confine(spec, machine)
+        os.write(report, pack_report(Ready()))
+        _start(spec, machine, report)
+    except StepFailedError as error:
+        os.write(report, pack_report(error.report))
+    except BaseException as error:  # noqa: BLE001 - a bug here must be told, not lost
+        text = f"{type(error).__name__}: {error}"
+        os.write(report, pack_report(Failed("run the sandbox's own code", text, 0, "")))
+    finally:
+        os._exit(1)
+
+
+def _confine(spec: SandboxSpec, machine: Machine) -> None:
+    set_process_attributes(spec)
+    set_up_namespaces(spec)
+    enter_new_root(spec)
+    with Step("open /dev/null", "open"):
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+    become_build_user(spec)
+    enter_user_namespace(spec)
+    drop_capabilities(machine.last_capability)
+    die_with_spawner(_LIVENESS)
+    os.close(_LIVENESS)
+    with Step("enter the build directory", "chdir", spec.working_directory):
+        os.chdir(spec.working_directory)
+    confine_further(spec, machine.landlock_abi, machine.filter_program)
+
+
+def _arrange_descriptors(descriptors: Descriptors) -> None:
+    """Output at 1 and 2, the report at 3, the pipe at 4, and nothing else open."""
+    # Above all targets first, so that none of them is overwritten while it is still needed.
+    high = [
+        _duplicate_above(fd)
+        for fd in (descriptors.output, descriptors.report, descriptors.liveness)
+    ]
+    os.dup2(high[0], 1)
+    os.dup2(high[0], 2)
+    os.dup2(high[1], _REPORT, inheritable=False)
+    os.dup2(high[2], _LIVENESS, inheritable=False)
+    syscalls.close_range(_LIVENESS + 1, _MAX_FD)
+
+
+def _duplicate_above(fd: int) -> int:
+    while fd <= _LIVENESS:
+        fd = os.dup(fd)
+    return fd
+
+
+def _start(spec: SandboxSpec, machine: Machine, report: int) -> None:
+    """The program itself. The derivation's environment takes effect here and not before."""
+    environment = dict(spec.environment)
+    if isinstance(spec.entry, Call):
+        os.close(report)
+        os._exit(machine.functions[spec.entry.function](list(spec.argv), environment))
+    try:
+        os.execve(spec.entry.program, spec.argv, environment)
+    except OSError as error:
+        path = os.fsdecode(spec.entry.program)
+        # The log gets the line that Nix writes there.
+        os.write(2, b"error: executing '%b': %b\n" % (os.fsencode(path), _reason(error)))
+        os.write(report, pack_report(Failed("execute", "execve", error.errno or 0, path)))
+
+
+def _reason(error: OSError) -> bytes:
+    return os.strerror(error.errno or 0).encode()

@@ -1,0 +1,76 @@
+"""Errors of the sandbox. None of them is ever a failure of the program that was to run."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class SandboxError(Exception):
+    """Base of every error of this package."""
+
+
+class SpecError(SandboxError):
+    """A specification can't be obeyed as it stands: bad path, bad id, bad environment."""
+
+
+class SetupFailedError(SandboxError):
+    """A step of setting a sandbox up failed; the program was not started.
+
+    ``step`` says what was being done, ``syscall`` which call failed with ``error_number``, and
+    ``path`` on what, where there is one.
+    """
+
+    def __init__(self, step: str, syscall: str, error_number: int, path: str = "") -> None:
+        self.step = step
+        self.syscall = syscall
+        self.error_number = error_number
+        self.path = path
+        where = f" ('{path}')" if path else ""
+        reason = os.strerror(error_number) if error_number else "refused"
+        remedy = _remedy(step, error_number)
+        super().__init__(
+            f"{step}{where} failed: {syscall}: {reason}" + (f"; {remedy}" if remedy else "")
+        )
+
+
+class SpawnerLostError(SandboxError):
+    """The spawner process is gone; what it was running is dead."""
+
+
+_REMEDIES = {
+    ("create namespaces", errno.EPERM): (
+        "the executor needs CAP_SYS_ADMIN: run it as root, and in a container with all "
+        "capabilities (docker run --privileged)"
+    ),
+    ("create namespaces", errno.ENOSPC): (
+        "a limit on namespaces is reached: raise the sysctls user.max_*_namespaces"
+    ),
+    ("create the user namespace", errno.EPERM): (
+        "unprivileged user namespaces are switched off: set the sysctl "
+        "kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0"
+    ),
+    ("create the user namespace", errno.ENOSPC): (
+        "the limit on user namespaces is reached: raise the sysctl user.max_user_namespaces"
+    ),
+    ("mount /proc", errno.EPERM): (
+        "the container hides parts of /proc: run it with an unmasked /proc"
+    ),
+    ("load the system call filter", errno.EINVAL): (
+        "the kernel lacks CONFIG_SECCOMP_FILTER; build on a kernel that has it"
+    ),
+}
+
+
+def _remedy(step: str, error_number: int) -> str:
+    """What a person can do about a failed step, as far as known."""
+    known = _REMEDIES.get((step, error_number))
+    if known is not None:
+        return known
+    if error_number == errno.ENOENT and step.startswith("bind"):
+        return (
+            "the path does not exist on this machine: correct it, or end it in '?' in the setting"
+        )
+    if error_number == errno.ENOSYS:
+        return "the kernel is too old: Linux 6.1 is the oldest that is supported"
+    return "run 'executor doctor' to see what this machine lacks" if error_number else ""

@@ -1,0 +1,232 @@
+"""Performs the plan: builds the new root and makes it the only one.
+
+Runs in the child, as root, in a mount namespace of its own. Mount points are made through
+directory descriptors that never cross a symbolic link, and only on the new root's own file system
+or, for inputs, in the scratch store: a target below what comes from the host is never created.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import singledispatchmethod
+
+from sandbox import syscalls
+from sandbox.plan import (
+    BindDevice,
+    BindInputs,
+    BindPath,
+    MakeDirectory,
+    MakeFile,
+    MakeLink,
+    MountFileSystem,
+    Operation,
+    Seal,
+    make_plan,
+)
+from sandbox.spec import SandboxSpec
+from sandbox.step import Step
+
+_PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_SAFE = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+_READ_ONLY = _SAFE | syscalls.MOUNT_ATTR_RDONLY
+
+
+def enter_new_root(spec: SandboxSpec) -> None:
+    """Build the root of ``spec`` and move into it; nothing of the old one stays reachable."""
+    with Step("make mounts private", "mount"):
+        syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE)
+    with Step("mount the new root", "mount", spec.root_directory):
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        data = b"mode=0750,uid=0,gid=%d" % spec.host_gid
+        syscalls.mount(b"sandbox", spec.root_directory, b"tmpfs", flags, data)
+    root = os.open(spec.root_directory, _DIRECTORY)
+    builder = _Builder(root)
+    for operation in make_plan(spec):
+        builder.perform(operation)
+    with Step("enter the new root", "pivot_root", spec.root_directory):
+        os.fchdir(root)
+        syscalls.pivot_root(b".", b".")
+    with Step("leave the old root", "umount2"):
+        # Now the old root lies on top of the new one at the same place.
+        syscalls.umount2(b".", syscalls.MNT_DETACH)
+        os.chdir("/")
+    os.close(root)
+
+
+class _Builder:
+    """Performs operations below one root directory."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._device = os.fstat(root).st_dev
+
+    @singledispatchmethod
+    def perform(self, operation: Operation) -> None:
+        raise TypeError(f"unknown operation {operation!r}")
+
+    @perform.register
+    def _(self, operation: MakeDirectory) -> None:
+        with Step("make a directory", "mkdir", operation.target):
+            os.close(self._directory(operation.target, operation.mode))
+
+    @perform.register
+    def _(self, operation: MakeFile) -> None:
+        with Step("make a file", "open", operation.target), self._parent(operation.target) as at:
+            fd = os.open(os.path.basename(operation.target), _CREATE, 0o600, dir_fd=at)
+            with open(fd, "wb", buffering=0) as file:
+                os.fchmod(fd, operation.mode)
+                file.write(operation.content)
+
+    @perform.register
+    def _(self, operation: MakeLink) -> None:
+        with Step("make a link", "symlink", operation.target):
+            self._link(operation.target, operation.points_to)
+
+    @perform.register
+    def _(self, operation: Seal) -> None:
+        with Step("seal a directory", "chmod", operation.target):
+            fd = self._directory(operation.target, 0o755)
+            os.fchmod(fd, 0o555)
+            os.close(fd)
+
+    @perform.register
+    def _(self, operation: MountFileSystem) -> None:
+        with Step(f"mount /{os.fsdecode(operation.target)}", "mount", operation.target):
+            fd = self._directory(operation.target, 0o755)
+            flags = syscalls.MS_NOSUID
+            if operation.kind != b"devpts":
+                flags |= syscalls.MS_NODEV
+            if operation.no_exec:
+                flags |= syscalls.MS_NOEXEC
+            target = b"/proc/self/fd/%d" % fd
+            syscalls.mount(operation.kind, target, operation.kind, flags, operation.data)
+            os.close(fd)
+
+    @perform.register
+    def _(self, operation: BindDevice) -> None:
+        path = b"/dev/" + operation.name
+        with Step("bind the device", "open_tree", path):
+            try:
+                source = os.open(path, _PATH_ONLY)
+            except FileNotFoundError:
+                if operation.optional:
+                    return
+                raise
+            status = os.fstat(source)
+            numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
+            if not stat.S_ISCHR(status.st_mode) or numbers != (operation.major, operation.minor):
+                raise OSError(errno.ENODEV, "not the device that it should be", path)
+            mount = syscalls.open_tree_fd(source)
+            # Read-only keeps the node's mode and times as they are; writing to a device goes on.
+            attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_RDONLY
+            syscalls.mount_setattr(mount, attributes, recursive=False)
+            self._attach(mount, b"dev/" + operation.name, is_directory=False)
+            os.close(source)
+
+    @perform.register
+    def _(self, operation: BindPath) -> None:
+        with Step("bind a path", "open_tree", operation.source):
+            try:
+                source = os.open(operation.source, _PATH_ONLY)
+            except FileNotFoundError:
+                if operation.optional:
+                    return
+                raise
+            status = os.fstat(source)
+            if stat.S_ISLNK(status.st_mode):
+                self._link(operation.target, os.readlink(operation.source))
+            else:
+                self._bind(operation, stat.S_ISDIR(status.st_mode))
+            os.close(source)
+
+    def _bind(self, operation: BindPath, is_directory: bool) -> None:
+        mount = syscalls.open_tree(operation.source, recursive=operation.recursive)
+        attributes = _READ_ONLY if operation.read_only else syscalls.MOUNT_ATTR_NOSUID
+        if not operation.recursive:
+            attributes |= _SAFE
+        syscalls.mount_setattr(mount, attributes, recursive=operation.recursive)
+        self._attach(mount, operation.target, is_directory=is_directory)
+
+    @perform.register
+    def _(self, operation: BindInputs) -> None:
+        store = self._directory(operation.store, 0o755)
+        for source, name in operation.inputs:
+            with Step("bind an input", "open_tree", source):
+                _bind_input(store, source, name)
+        os.close(store)
+
+    def _attach(self, mount: int, target: bytes, *, is_directory: bool) -> None:
+        """Put a detached mount in its place; the mount point is made if need be."""
+        if is_directory:
+            point = self._directory(target, 0o755)
+        else:
+            with self._parent(target) as parent:
+                point = _empty_file(parent, os.path.basename(target))
+        syscalls.move_mount(mount, point)
+        os.close(point)
+        os.close(mount)
+
+    def _link(self, target: bytes, points_to: bytes) -> None:
+        with self._parent(target) as parent:
+            os.symlink(points_to, os.path.basename(target), dir_fd=parent)
+
+    @contextmanager
+    def _parent(self, target: bytes) -> Iterator[int]:
+        parent = self._directory(os.path.dirname(target), 0o755)
+        try:
+            yield parent
+        finally:
+            os.close(parent)
+
+    def _directory(self, target: bytes, mode: int) -> int:
+        """Open a directory below the root; what is missing is made, but never on the host's disk."""
+        current = os.dup(self._root)
+        for part in target.split(b"/") if target else ():
+            try:
+                following = os.open(part, _DIRECTORY, dir_fd=current)
+            except FileNotFoundError:
+                if os.fstat(current).st_dev != self._device:
+                    raise OSError(
+                        errno.EROFS, "the target lies below another path of the host", target
+                    ) from None
+                os.mkdir(part, dir_fd=current)
+                following = os.open(part, _DIRECTORY, dir_fd=current)
+                os.fchmod(following, mode)
+            os.close(current)
+            current = following
+        return current
+
+
+def _empty_file(parent: int, name: bytes) -> int:
+    """A file to mount on; an existing one is taken as it is."""
+    try:
+        os.close(os.open(name, _CREATE, 0o444, dir_fd=parent))
+    except FileExistsError:
+        pass
+    return os.open(name, _PATH_ONLY, dir_fd=parent)
+
+
+def _bind_input(store: int, source: bytes, name: bytes) -> None:
+    """Show one input: directories and files are bound, links made anew with their times."""
+    status = os.lstat(source)
+    if stat.S_ISLNK(status.st_mode):
+        os.symlink(os.readlink(source), name, dir_fd=store)
+        times = (status.st_atime_ns, status.st_mtime_ns)
+        os.utime(name, ns=times, dir_fd=store, follow_symlinks=False)
+        return
+    if stat.S_ISDIR(status.st_mode):
+        os.mkdir(name, 0o555, dir_fd=store)
+        point = os.open(name, _PATH_ONLY, dir_fd=store)
+    else:
+        point = _empty_file(store, name)
+    mount = syscalls.open_tree(source, recursive=False)
+    syscalls.mount_setattr(mount, _READ_ONLY, recursive=False)
+    syscalls.move_mount(mount, point)
+    os.close(mount)
+    os.close(point)

@@ -1,0 +1,32 @@
+"""Which namespaces a sandbox gets, and their names."""
+
+from __future__ import annotations
+
+from sandbox import syscalls
+from sandbox.network import bring_loopback_up
+from sandbox.spec import Network, SandboxSpec
+from sandbox.step import Step
+
+_ALWAYS = (
+    syscalls.CLONE_NEWPID
+    | syscalls.CLONE_NEWNS
+    | syscalls.CLONE_NEWIPC
+    | syscalls.CLONE_NEWUTS
+    | syscalls.CLONE_NEWCGROUP
+)
+
+
+def clone_flags(spec: SandboxSpec) -> int:
+    """All namespaces but the user namespace, which comes last; see ``privileges``."""
+    isolated = spec.network is Network.ISOLATED
+    return _ALWAYS | (syscalls.CLONE_NEWNET if isolated else 0)
+
+
+def set_up_namespaces(spec: SandboxSpec) -> None:
+    """Host and domain name, and loopback in a network namespace of its own."""
+    with Step("set the host name", "sethostname"):
+        syscalls.sethostname(spec.hostname.encode())
+        syscalls.setdomainname(spec.domainname.encode())
+    if spec.network is Network.ISOLATED:
+        with Step("bring up loopback", "ioctl"):
+            bring_loopback_up()

@@ -1,0 +1,165 @@
+"""From a specification to the ordered list of what has to be mounted and made. Pure.
+
+Targets are paths inside, without the leading slash, so that they can only be used below a
+directory descriptor of the new root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sandbox.spec import Bind, File, SandboxSpec
+
+DEVICES = {
+    b"full": (1, 7),
+    b"null": (1, 3),
+    b"random": (1, 8),
+    b"tty": (5, 0),
+    b"urandom": (1, 9),
+    b"zero": (1, 5),
+}
+KVM = (10, 232)
+DEVICE_LINKS = (
+    (b"dev/fd", b"/proc/self/fd"),
+    (b"dev/stdin", b"/proc/self/fd/0"),
+    (b"dev/stdout", b"/proc/self/fd/1"),
+    (b"dev/stderr", b"/proc/self/fd/2"),
+    (b"dev/ptmx", b"/dev/pts/ptmx"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    """A directory of the new root's own file system, unless it is there."""
+
+    target: bytes
+    mode: int = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class BindPath:
+    """A host path at a target; the mount point is made. Links are made anew, not followed."""
+
+    source: bytes
+    target: bytes
+    read_only: bool
+    optional: bool = False
+    recursive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BindInputs:
+    """All inputs, read-only, below the store directory."""
+
+    store: bytes
+    inputs: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BindDevice:
+    """A device node of the host, after a look at its numbers."""
+
+    name: bytes
+    major: int
+    minor: int
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MountFileSystem:
+    """A new file system of the kernel's."""
+
+    kind: bytes
+    target: bytes
+    data: bytes = b""
+    no_exec: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MakeFile:
+    """A file with given contents."""
+
+    target: bytes
+    content: bytes
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class MakeLink:
+    """A symbolic link."""
+
+    target: bytes
+    points_to: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Take the write permission of a directory away, now that it is complete."""
+
+    target: bytes
+
+
+Operation = (
+    MakeDirectory
+    | BindPath
+    | BindInputs
+    | BindDevice
+    | MountFileSystem
+    | MakeFile
+    | MakeLink
+    | Seal
+)
+
+
+def make_plan(spec: SandboxSpec) -> tuple[Operation, ...]:
+    """Everything to do in the fresh root, in order; parents come before what is in them."""
+    return tuple(_operations(spec))
+
+
+def _operations(spec: SandboxSpec) -> Iterator[Operation]:
+    for name in (b"build", b"etc", b"proc", b"tmp"):
+        if name != b"build" or _inside(spec.build_directory.target) == b"build":
+            yield MakeDirectory(name)
+    store = _inside(spec.store_directory)
+    yield BindPath(spec.scratch_store, store, read_only=False, recursive=False)
+    yield BindInputs(store, tuple((item.source, item.name) for item in spec.inputs))
+    yield BindPath(spec.temporary_directory, b"tmp", read_only=False, recursive=False)
+    yield _bind(spec.build_directory, recursive=False)
+    if not any(bind.target == b"/dev" for bind in spec.binds):
+        yield from _devices(spec)
+    for file in spec.files:
+        yield _file(file)
+    for bind in sorted(spec.binds, key=lambda bind: bind.target):
+        yield _bind(bind)
+    yield Seal(b"etc")
+    yield MountFileSystem(b"proc", b"proc", no_exec=True)
+
+
+def _devices(spec: SandboxSpec) -> Iterator[Operation]:
+    yield MakeDirectory(b"dev")
+    for name, (major, minor) in DEVICES.items():
+        yield BindDevice(name, major, minor)
+    if spec.kvm:
+        yield BindDevice(b"kvm", *KVM, optional=True)
+    for target, points_to in DEVICE_LINKS:
+        yield MakeLink(target, points_to)
+    size = spec.dev_shm_size.encode()
+    yield MakeDirectory(b"dev/shm")
+    yield MountFileSystem(b"tmpfs", b"dev/shm", b"mode=1777,size=" + size)
+    yield MakeDirectory(b"dev/pts")
+    yield MountFileSystem(b"devpts", b"dev/pts", b"newinstance,mode=0620,ptmxmode=0666")
+
+
+def _bind(bind: Bind, *, recursive: bool = True) -> BindPath:
+    return BindPath(
+        bind.source, _inside(bind.target), bind.read_only, bind.optional, recursive=recursive
+    )
+
+
+def _file(file: File) -> MakeFile:
+    return MakeFile(_inside(file.path), file.content, file.mode)
+
+
+def _inside(path: bytes) -> bytes:
+    return path[1:]

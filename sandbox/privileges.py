@@ -1,0 +1,116 @@
+"""Giving up privileges: ids, user namespace, capabilities, limits. prctl is used here.
+
+The order matters. The user namespace comes last, so that it doesn't own the mount namespace: what
+was mounted before can't be undone from inside. After it the bounding set is full again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+
+import prctl
+
+from sandbox import syscalls
+from sandbox.spec import Network, SandboxSpec
+from sandbox.step import Step
+
+_ADDR_NO_RANDOMIZE = 0x0040000
+_PER_LINUX32 = 0x0008
+_PROC_SUPER_MAGIC = 0x9FA0
+_LANDLOCK_WITH_SCOPES = 6
+_PERSONALITIES = {None: _ADDR_NO_RANDOMIZE, "i686": _ADDR_NO_RANDOMIZE | _PER_LINUX32}
+_LAST_CAPABILITY = "/proc/sys/kernel/cap_last_cap"
+
+
+def set_process_attributes(spec: SandboxSpec) -> None:
+    """Session, umask, signals, limits and personality: the same on every machine."""
+    with Step("start a session", "setsid"):
+        os.setsid()
+    os.umask(0o022)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with Step("limit core dumps", "setrlimit"):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with Step("set the personality", "personality"):
+        syscalls.personality(_PERSONALITIES[spec.machine])
+
+
+def become_build_user(spec: SandboxSpec) -> None:
+    """Change to the build user for good, on the host's side."""
+    with Step("drop supplementary groups", "setgroups"):
+        os.setgroups([])
+    with Step("change to the build user", "setresuid"):
+        os.setresgid(spec.host_gid, spec.host_gid, spec.host_gid)
+        os.setresuid(spec.host_uid, spec.host_uid, spec.host_uid)
+
+
+def enter_user_namespace(spec: SandboxSpec) -> None:
+    """A user namespace in which only the ids of the specification exist."""
+    # A change of ids made this process undumpable, and its files in /proc root's.
+    prctl.set_dumpable(1)
+    with Step("create the user namespace", "unshare"):
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+    with Step("map the ids", "write"):
+        _write_proc("setgroups", b"deny")
+        _write_proc("uid_map", b"%d %d 1" % (spec.inside_uid, spec.host_uid))
+        _write_proc("gid_map", b"%d %d 1" % (spec.inside_gid, spec.host_gid))
+    with Step("take the ids inside", "setresuid"):
+        os.setresgid(spec.inside_gid, spec.inside_gid, spec.inside_gid)
+        os.setresuid(spec.inside_uid, spec.inside_uid, spec.inside_uid)
+
+
+def _write_proc(name: str, content: bytes) -> None:
+    """Write to a file of this process in a real procfs, and nowhere else (attack row 24)."""
+    fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        if syscalls.file_system_type(fd) != _PROC_SUPER_MAGIC:
+            raise OSError(errno.EINVAL, "/proc is not a procfs")
+        os.write(fd, content)
+    finally:
+        os.close(fd)
+
+
+def drop_capabilities(last_capability: int) -> None:
+    """Empty the bounding set, then all others."""
+    with Step("empty the capability bounding set", "prctl"):
+        for capability in range(last_capability + 1):
+            prctl.capbset_drop(capability)
+    with Step("drop all capabilities", "capset"):
+        syscalls.drop_all_capabilities()
+
+
+def last_capability() -> int:
+    """The highest capability of this kernel; read before the root changes."""
+    with open(_LAST_CAPABILITY, "rb") as file:
+        return int(file.read())
+
+
+def confine_further(spec: SandboxSpec, landlock_abi: int, program: bytes) -> None:
+    """No new privileges, Landlock where the host's network is shared, and the filter last."""
+    with Step("forbid new privileges", "prctl"):
+        prctl.set_no_new_privs(1)
+    if spec.network is Network.HOST and landlock_abi >= _LANDLOCK_WITH_SCOPES:
+        # Abstract sockets belong to the network namespace, which is the host's here.
+        with Step("confine abstract sockets", "landlock_restrict_self"):
+            scopes = syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL
+            syscalls.landlock_scope(scopes)
+    with Step("load the system call filter", "prctl"):
+        syscalls.load_seccomp_filter(program)
+
+
+def die_with_spawner(liveness: int) -> None:
+    """Be killed when the spawner ends, from now on; if it has ended already, end as well.
+
+    Armed after the last change of ids, which clears it. The pipe tells what a parent's id can't:
+    in a namespace of process ids the parent is 0.
+    """
+    prctl.set_pdeathsig(signal.SIGKILL)
+    os.set_blocking(liveness, False)
+    try:
+        ended = os.read(liveness, 1) == b""
+    except BlockingIOError:
+        ended = False
+    if ended:
+        os._exit(1)

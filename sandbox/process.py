@@ -1,0 +1,310 @@
+"""The executor's side: a spawner, and the processes that it started.
+
+Works in an asyncio event loop. The spawner is started once, early; see ``spawner``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sandbox.errors import SandboxError, SetupFailedError, SpawnerLostError
+from sandbox.messages import Failed, FrameError, Ready, pack, pack_spec, unpack, unpack_reports
+from sandbox.spec import SandboxSpec
+
+_MAX_DATAGRAM = 1 << 16
+_START = (
+    "import sys; sys.path[:] = {paths!r}; from sandbox.spawner import main; main({fd}, {preload!r})"
+)
+_CLOSE_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceUsage:
+    """What a program and its children used: CPU in microseconds, memory in KiB."""
+
+    user_us: int
+    system_us: int
+    max_rss_kib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited:
+    """The program ended by itself, or could not be executed."""
+
+    code: int
+    usage: ResourceUsage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signaled:
+    """The program was killed by a signal."""
+
+    signal: int
+    usage: ResourceUsage
+
+
+Exit = Exited | Signaled
+
+
+@dataclass(slots=True)
+class SandboxProcess:
+    """A program in its sandbox. ``exec_error`` says why it could not be executed, if so."""
+
+    pid: int
+    pidfd: int
+    exec_error: OSError | None
+    _exit: asyncio.Future[Exit]
+
+    def kill(self) -> None:
+        """Kill every process of the sandbox; harmless when it has ended."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except (ProcessLookupError, OSError):
+            return
+
+    async def wait(self) -> Exit:
+        """Wait for the end, when no process of the sandbox is left.
+
+        Raises ``SpawnerLostError``.
+        """
+        try:
+            return await asyncio.shield(self._exit)
+        finally:
+            if self._exit.done() and self.pidfd >= 0:
+                os.close(self.pidfd)
+                self.pidfd = -1
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request on its way."""
+
+    started: asyncio.Future[tuple[int, int]]
+    exit: asyncio.Future[Exit]
+    reports: bytearray = field(default_factory=bytearray)
+
+
+class Spawner:
+    """A running spawner process. Make it with ``start``, end it with ``close``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._pending: dict[int, _Pending] = {}
+        self._next = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._lost: SandboxError | None = None
+
+    @classmethod
+    def start(cls, preload: Sequence[str] = ()) -> Spawner:
+        """Start the process; it gets ready while the caller goes on.
+
+        ``preload`` names the functions that ``Call`` entries may use, as ``module:function``.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Only absolute paths: the isolated interpreter must not look in the current directory.
+        paths = [path for path in sys.path if os.path.isabs(path)]
+        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        code = _START.format(
+            paths=list(dict.fromkeys([package, *paths])), fd=theirs.fileno(), preload=list(preload)
+        )
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", code],
+                stdin=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        return cls(process, ours)
+
+    async def spawn(self, spec: SandboxSpec, output: int) -> SandboxProcess:
+        """Start the program of ``spec`` with ``output`` as its standard output and error.
+
+        Returns when it runs, or could not be executed. Raises ``SetupFailedError`` where a step
+        of the set-up failed, ``SpawnerLostError`` where the spawner is gone. If the caller is
+        cancelled meanwhile, what was started is killed.
+        """
+        await self._attach()
+        loop = asyncio.get_running_loop()
+        self._next += 1
+        request = self._next
+        pending = _Pending(started=loop.create_future(), exit=loop.create_future())
+        self._pending[request] = pending
+        report = self._send(request, spec, output)
+        try:
+            reports = await _read_to_end(loop, report)
+            pid, pidfd = await pending.started
+        except asyncio.CancelledError:
+            pending.started.add_done_callback(_kill_started)
+            raise
+        finally:
+            os.close(report)
+        return await _judge(SandboxProcess(pid, pidfd, None, pending.exit), reports)
+
+    async def close(self) -> None:
+        """End the spawner and everything that it runs."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._control)
+        self._control.close()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._wait)
+
+    def _wait(self) -> None:
+        try:
+            self._process.wait(_CLOSE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    async def _attach(self) -> None:
+        """Listen to the spawner, and wait until it says that it is ready."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._ready = self._loop.create_future()
+            self._loop.add_reader(self._control, self._readable)
+        if self._lost is not None:
+            raise self._lost
+        if self._ready is not None:
+            await asyncio.shield(self._ready)
+
+    def _send(self, request: int, spec: SandboxSpec, output: int) -> int:
+        """Send one request; the read end of its report's pipe."""
+        report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(report_end, True)
+        try:
+            spec_fd = os.memfd_create("spec", os.MFD_CLOEXEC)
+            try:
+                with open(spec_fd, "wb", closefd=False) as file:
+                    file.write(pack_spec(spec))
+                os.lseek(spec_fd, 0, os.SEEK_SET)
+                message = pack(("spawn", request))
+                socket.send_fds(self._control, [message], [spec_fd, output, report_end])
+            finally:
+                os.close(spec_fd)
+        except OSError as error:
+            os.close(report)
+            raise SpawnerLostError("the spawner doesn't take requests any more") from error
+        finally:
+            os.close(report_end)
+        return report
+
+    def _readable(self) -> None:
+        try:
+            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._lose(SpawnerLostError("the spawner process ended unexpectedly"))
+            return
+        self._take(unpack(data), fds)
+
+    def _take(self, answer: object, fds: list[int]) -> None:
+        match answer:
+            case ("ready",):
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(None)
+            case ("broken", str(reason)):
+                self._lose(SpawnerLostError(f"the spawner can't start: {reason}"))
+            case ("started", int(request), int(pid)):
+                self._started(self._pending[request], pid, fds[0])
+            case ("refused", int(request), int(number)):
+                error = SetupFailedError("create namespaces", "clone3", number)
+                self._pending.pop(request).started.set_exception(error)
+            case ("exited", int(request), int(code), int(user), int(system), int(rss)):
+                usage = ResourceUsage(user_us=user, system_us=system, max_rss_kib=rss)
+                self._exited(self._pending.pop(request), code, usage)
+            case _:
+                self._lose(SpawnerLostError("the spawner sent something unknown"))
+
+    def _started(self, pending: _Pending, pid: int, pidfd: int) -> None:
+        if pending.started.done():
+            os.close(pidfd)
+        else:
+            pending.started.set_result((pid, pidfd))
+
+    def _exited(self, pending: _Pending, code: int, usage: ResourceUsage) -> None:
+        result: Exit = (
+            Signaled(signal=-code, usage=usage) if code < 0 else Exited(code=code, usage=usage)
+        )
+        pending.exit.set_result(result)
+
+    def _lose(self, error: SandboxError) -> None:
+        """The spawner is gone: whoever waits for it hears that."""
+        self._lost = error
+        if self._loop is not None:
+            self._loop.remove_reader(self._control)
+        waiting: list[asyncio.Future[object]] = []
+        for pending in self._pending.values():
+            waiting += [pending.started, pending.exit]  # type: ignore[list-item]
+        if self._ready is not None:
+            waiting.append(self._ready)  # type: ignore[arg-type]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # heard of, even where nobody waits
+        self._pending.clear()
+
+
+def _kill_started(started: asyncio.Future[tuple[int, int]]) -> None:
+    """The caller is gone: kill what it asked for."""
+    if started.cancelled() or started.exception() is not None:
+        return
+    _pid, pidfd = started.result()
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+
+
+async def _read_to_end(loop: asyncio.AbstractEventLoop, fd: int) -> bytes:
+    """Everything that a child reports; its end is the exec, or the end of the child."""
+    done: asyncio.Future[None] = loop.create_future()
+    data = bytearray()
+
+    def readable() -> None:
+        try:
+            piece = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return
+        data.extend(piece)
+        if not piece and not done.done():
+            done.set_result(None)
+
+    loop.add_reader(fd, readable)
+    try:
+        await done
+    finally:
+        loop.remove_reader(fd)
+    return bytes(data)
+
+
+async def _judge(process: SandboxProcess, data: bytes) -> SandboxProcess:
+    """Tell by the reports how the start went."""
+    try:
+        reports = unpack_reports(data)
+    except FrameError:
+        reports = []
+    match reports:
+        case [Ready()]:
+            return process
+        case [Ready(), Failed() as failed]:
+            process.exec_error = OSError(failed.error_number, os.strerror(failed.error_number))
+            process.exec_error.filename = failed.path
+            return process
+        case [Failed() as failed]:
+            await process.wait()
+            raise SetupFailedError(failed.step, failed.syscall, failed.error_number, failed.path)
+    process.kill()
+    await process.wait()
+    raise SetupFailedError("start the sandbox", "no report of the child", 0)

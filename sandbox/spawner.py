@@ -1,0 +1,167 @@
+"""The fork server: a small, single-threaded process that starts sandboxes for the executor.
+
+It is exec'd in an isolated interpreter with an empty environment, imports everything first, and
+then waits for requests on a socket. Each request is one datagram with three descriptors: the
+specification in a memory file, the output, and the report's pipe. Answers are datagrams, too:
+``started`` with a pidfd, ``refused``, and ``exited`` with status and resource usage. When the
+executor's end of the socket is gone, everything is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes.util  # noqa: F401 - pyseccomp needs it, and nothing may be imported after the start
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import cast
+
+import prctl
+
+from sandbox import syscalls
+from sandbox.child import Descriptors, Function, Machine, run_child
+from sandbox.messages import Value, pack, unpack, unpack_spec
+from sandbox.namespaces import clone_flags
+from sandbox.privileges import last_capability
+from sandbox.seccomp import compile_filter
+
+_MAX_DATAGRAM = 1 << 16
+_HIGHEST_SIGNAL = 64
+
+
+class _Server:
+    """The loop: requests in, children out, answers back."""
+
+    def __init__(self, control: socket.socket, machine: Machine) -> None:
+        self._control = control
+        self._machine = machine
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> request, pid
+        # Children hold the read end; when this process dies, they see its end.
+        self._liveness, self._alive = os.pipe()
+
+    def serve(self) -> None:
+        """Answer requests until the executor hangs up; then kill what runs."""
+        while True:
+            for fd, _events in self._poll.poll():
+                if fd == self._control.fileno():
+                    if not self._take_request():
+                        self._kill_all()
+                        return
+                else:
+                    self._reap(fd)
+
+    def _take_request(self) -> bool:
+        data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 3)
+        if not data:
+            return False
+        request = cast(tuple[str, int], unpack(data))[1]
+        try:
+            self._spawn(request, *fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _spawn(self, request: int, spec_fd: int, output: int, report: int) -> None:
+        with open(spec_fd, "rb", closefd=False) as file:
+            spec = unpack_spec(file.read())
+        descriptors = Descriptors(output=output, report=report, liveness=self._liveness)
+        try:
+            pid, pidfd = syscalls.clone3(clone_flags(spec))
+        except OSError as error:
+            self._answer(("refused", request, error.errno or 0))
+            return
+        if pid == 0:
+            run_child(spec, self._machine, descriptors)
+        self._children[pidfd] = (request, pid)
+        self._poll.register(pidfd, select.POLLIN)
+        self._answer(("started", request, pid), pidfd)
+
+    def _reap(self, pidfd: int) -> None:
+        """The end of a child is the end of its namespace: all its processes are dead by now."""
+        request, pid = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        _pid, status, usage = os.wait4(pid, 0)
+        os.close(pidfd)
+        code = os.waitstatus_to_exitcode(status)
+        self._answer(
+            (
+                *("exited", request, code),
+                *(round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6), usage.ru_maxrss),
+            )
+        )
+
+    def _answer(self, value: Value, *fds: int) -> None:
+        try:
+            socket.send_fds(self._control, [pack(value)], list(fds))
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the executor is gone; the loop sees that next
+
+    def _kill_all(self) -> None:
+        for pidfd, (_request, pid) in self._children.items():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _isolate() -> None:
+    """Make this process a clean parent for builds."""
+    # An interpreter ignores these two; a program must not inherit that.
+    for number in range(1, _HIGHEST_SIGNAL + 1):
+        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    prctl.set_dumpable(0)
+    syscalls.join_new_session_keyring()
+    os.umask(0o022)
+    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS)
+    # New mounts of the host still arrive here; nothing goes the other way.
+    syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
+
+
+def _landlock_abi() -> int:
+    try:
+        return syscalls.landlock_abi()
+    except OSError:
+        return 0
+
+
+def _functions(preload: list[str]) -> dict[str, Function]:
+    """Import what ``Call`` entries need; ``module:function`` each."""
+    functions: dict[str, Function] = {}
+    for name in preload:
+        module_name, _, function = name.partition(":")
+        module = importlib.import_module(module_name)
+        prepare: Callable[[], object] | None = getattr(module, "preload", None)
+        if prepare is not None:
+            prepare()
+        functions[name] = getattr(module, function)
+    return functions
+
+
+def main(control_fd: int, preload: list[str]) -> None:
+    """Entry point of the process; ``control_fd`` is its end of the socket."""
+    control = socket.socket(fileno=control_fd)
+    control.set_inheritable(False)
+    try:
+        functions = _functions(preload)
+        _isolate()
+        machine = Machine(
+            filter_program=compile_filter(),
+            last_capability=last_capability(),
+            landlock_abi=_landlock_abi(),
+            functions=functions,
+        )
+    except Exception as error:  # noqa: BLE001 - whatever it is, the executor must hear of it
+        control.send(pack(("broken", f"{type(error).__name__}: {error}")))
+        sys.exit(1)
+    # Less to copy for each child: no collection moves what is here.
+    gc.collect()
+    gc.freeze()
+    control.send(pack(("ready",)))
+    _Server(control, machine).serve()

@@ -1,0 +1,167 @@
+"""What a sandbox is to be: frozen values, checked when they are made.
+
+A specification speaks of paths, ids and mounts only. Paths are bytes. "Inside" means as the
+program in the sandbox sees it, "source" means on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sandbox.errors import SpecError
+
+MAX_PATH = 4095
+
+
+class Network(Enum):
+    """Which network the program sees."""
+
+    ISOLATED = "isolated"  # a namespace of its own with nothing but loopback
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class Exec:
+    """Run a program: an absolute path inside."""
+
+    program: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Run a function of a module that the spawner has preloaded: ``module:function``.
+
+    It is called with the arguments and the environment and returns an exit code.
+    """
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputPath:
+    """A file tree shown read-only at ``name`` below the store directory."""
+
+    source: bytes
+    name: bytes
+
+    def __post_init__(self) -> None:
+        _absolute("source of an input", self.source)
+        if not self.name or b"/" in self.name or self.name in (b".", b"..") or b"\0" in self.name:
+            raise SpecError(f"input name {self.name!r} is not a file name")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """A host path shown inside. A missing source is an error unless ``optional``."""
+
+    source: bytes
+    target: bytes
+    read_only: bool = True
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        _absolute("source of a sandbox path", self.source)
+        _inside("target of a sandbox path", self.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file that is made for the sandbox."""
+
+    path: bytes
+    content: bytes
+    mode: int = 0o644
+
+    def __post_init__(self) -> None:
+        _inside("path of a file", self.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """One sandbox and the program in it.
+
+    ``root_directory`` is an empty directory on the host that only root can enter; the sandbox's
+    root is mounted there, in a mount namespace of its own. ``scratch_store`` is a directory of the
+    same kind that appears, writable by ``host_gid``, as ``store_directory``; mount points for the
+    inputs are made in it. ``temporary_directory`` appears as ``/tmp``. ``files`` are made below
+    ``/etc``. ``machine`` is ``i686`` for a 32-bit personality. ``dev_shm_size`` is what tmpfs takes.
+    ``name`` is for messages. Raises ``SpecError`` for what can't be obeyed.
+    """
+
+    name: str
+    entry: Exec | Call
+    argv: tuple[bytes, ...]
+    environment: tuple[tuple[bytes, bytes], ...]
+    working_directory: bytes
+    root_directory: bytes
+    store_directory: bytes
+    scratch_store: bytes
+    build_directory: Bind
+    temporary_directory: bytes
+    host_uid: int
+    host_gid: int
+    inputs: tuple[InputPath, ...] = ()
+    binds: tuple[Bind, ...] = ()
+    files: tuple[File, ...] = ()
+    inside_uid: int = 1000
+    inside_gid: int = 100
+    hostname: str = "localhost"
+    domainname: str = "(none)"
+    network: Network = Network.ISOLATED
+    kvm: bool = False
+    dev_shm_size: str = "50%"
+    machine: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, path in (
+            ("root directory", self.root_directory),
+            ("scratch store", self.scratch_store),
+            ("temporary directory", self.temporary_directory),
+        ):
+            _absolute(what, path)
+        _inside("store directory", self.store_directory)
+        _inside("working directory", self.working_directory)
+        _check_ids(self)
+        _check_program(self)
+        if self.machine not in (None, "i686"):
+            raise SpecError(f"unknown machine '{self.machine}'")
+        if not self.dev_shm_size.rstrip("%kmgKMG").isdigit():
+            raise SpecError(f"'{self.dev_shm_size}' is not a size of a tmpfs")
+        target = self.build_directory.target
+        if (self.store_directory + b"/").startswith(target + b"/"):
+            raise SpecError("the build directory inside must not contain the store directory")
+
+
+def _check_ids(spec: SandboxSpec) -> None:
+    if spec.host_uid < 1 or spec.host_gid < 1:
+        raise SpecError("a sandbox never runs under the host's root ids")
+    if not (0 <= spec.inside_uid < 1 << 32 and 0 <= spec.inside_gid < 1 << 32):
+        raise SpecError("ids inside are out of range")
+
+
+def _check_program(spec: SandboxSpec) -> None:
+    """Refuse what ``execve`` would refuse in the child, where it could not be told from a bug."""
+    if not spec.argv:
+        raise SpecError("argv must not be empty")
+    if isinstance(spec.entry, Exec) and not spec.entry.program.startswith(b"/"):
+        raise SpecError(f"builder {spec.entry.program!r} is not an absolute path")
+    program = spec.entry.program if isinstance(spec.entry, Exec) else b""
+    if any(b"\0" in text for text in (*spec.argv, program)):
+        raise SpecError("the builder or its arguments contain a NUL byte")
+    for name, value in spec.environment:
+        if not name or b"=" in name or b"\0" in name or b"\0" in value:
+            raise SpecError(f"environment variable {name!r} can't be passed to a program")
+
+
+def _absolute(what: str, path: bytes) -> None:
+    if not path.startswith(b"/") or b"\0" in path or len(path) > MAX_PATH:
+        raise SpecError(f"{what} {path[:200]!r} is not an absolute path")
+
+
+def _inside(what: str, path: bytes) -> None:
+    """A path inside must be canonical, so that it can't climb out, and must not be the root."""
+    _absolute(what, path)
+    parts = path.split(b"/")[1:]
+    if any(part in (b"", b".", b"..") for part in parts):
+        raise SpecError(f"{what} {path!r} is not canonical or escapes the sandbox")
