@@ -69,7 +69,7 @@ def _remedy(step: str, error_number: int) -> str:
         return known
     if error_number == errno.ENOENT and step.startswith("bind"):
         return (
-            "the path does not exist on this machine: correct it, or end it in '?' in the setting"
+            "the path does not exist here: correct it, or end it in '?' in the setting"
         )
     if error_number == errno.ENOSYS:
         return "the kernel is too old: Linux 6.1 is the oldest that is supported"

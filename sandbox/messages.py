@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from sandbox.errors import SandboxError
 from sandbox.spec import Bind, Call, Exec, File, InputPath, Network, SandboxSpec
 
-Value: TypeAlias = "None | bool | int | bytes | str | tuple[Value, ...]"
+Value: TypeAlias = "bool | int | bytes | str | tuple[Value, ...] | None"
 
 _SIZE = struct.Struct("<I")
 _INTEGER = struct.Struct("<q")
@@ -115,15 +115,15 @@ def _from_value(value: Value) -> Any:
         return value
     if not value or not isinstance(value[0], int):
         raise FrameError("a specification is malformed")
-    number, *rest = value
+    number, rest = value[0], value[1:]
     if number == -1:
         return Network(rest[0])
     items = [_from_value(each) for each in rest]
     if number == -2:
         return tuple(items)
-    if not 0 <= number < len(_CLASSES):
+    if number not in range(len(_CLASSES)):
         raise FrameError("a specification is malformed")
-    kind = _CLASSES[number]
+    kind = _CLASSES[int(number)]
     return kind(**{field.name: item for field, item in zip(fields(kind), items, strict=True)})
 
 

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import singledispatchmethod
 
 from sandbox import syscalls
@@ -185,7 +185,7 @@ class _Builder:
             os.close(parent)
 
     def _directory(self, target: bytes, mode: int) -> int:
-        """Open a directory below the root; what is missing is made, but never on the host's disk."""
+        """Open a directory below the root; what is missing is made, but never on the host."""
         current = os.dup(self._root)
         for part in target.split(b"/") if target else ():
             try:
@@ -205,10 +205,8 @@ class _Builder:
 
 def _empty_file(parent: int, name: bytes) -> int:
     """A file to mount on; an existing one is taken as it is."""
-    try:
+    with suppress(FileExistsError):
         os.close(os.open(name, _CREATE, 0o444, dir_fd=parent))
-    except FileExistsError:
-        pass
     return os.open(name, _PATH_ONLY, dir_fd=parent)
 
 

@@ -125,7 +125,7 @@ class Spawner:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        ours.setblocking(False)
+        os.set_blocking(ours.fileno(), False)
         return cls(process, ours)
 
     async def spawn(self, spec: SandboxSpec, output: int) -> SandboxProcess:

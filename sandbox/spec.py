@@ -85,8 +85,8 @@ class SandboxSpec:
     root is mounted there, in a mount namespace of its own. ``scratch_store`` is a directory of the
     same kind that appears, writable by ``host_gid``, as ``store_directory``; mount points for the
     inputs are made in it. ``temporary_directory`` appears as ``/tmp``. ``files`` are made below
-    ``/etc``. ``machine`` is ``i686`` for a 32-bit personality. ``dev_shm_size`` is what tmpfs takes.
-    ``name`` is for messages. Raises ``SpecError`` for what can't be obeyed.
+    ``/etc``. ``machine`` is ``i686`` for a 32-bit personality. ``dev_shm_size`` is as tmpfs takes
+    it. ``name`` is for messages. Raises ``SpecError`` for what can't be obeyed.
     """
 
     name: str
