@@ -60,7 +60,7 @@ def builder_failure(
 
 def _how_it_ended(outcome: Outcome) -> tuple[str, FailureCause]:
     if outcome.exec_error is not None:
-        return outcome.exec_error, FailureCause.EXEC
+        return f"could not be executed: {outcome.exec_error}", FailureCause.EXEC
     if outcome.signal is None:
         return f"failed with exit code {outcome.exit_code}", FailureCause.EXIT_CODE
     name = signal.strsignal(outcome.signal) or "unknown"

@@ -70,6 +70,7 @@ def make_request(
             argv=(*environment.arguments[:1], *_arguments(preparation, settings, secrets)),
             environment=environment.variables,
             working_directory=inside,
+            root_directory=os.fsencode(workspace.root_directory),
             store_directory=os.fsencode(store.store_dir.path),
             scratch_store=os.fsencode(workspace.scratch_store),
             inputs=_inputs(preparation, store),

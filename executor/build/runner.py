@@ -20,7 +20,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from executor.build.log import LineBuffer, LogEntry
-from sandbox import Exited, SandboxProcess, SandboxSpec, Spawner
+from sandbox import Exit, Exited, SandboxProcess, SandboxSpec, Spawner
 
 _READ_SIZE = 1 << 16
 
@@ -109,14 +109,14 @@ async def run_builder(
         follower.drain()
     finally:
         os.close(master)
-    exited = isinstance(exit_, Exited)
-    natural = Ending.EXITED if exited else Ending.SIGNALED
+    natural = Ending.EXITED if isinstance(exit_, Exited) else Ending.SIGNALED
     return Outcome(
         ending=follower.ending or natural,
         exit_code=exit_.code if isinstance(exit_, Exited) else None,
         signal=None if isinstance(exit_, Exited) else exit_.signal,
         cpu_user=exit_.usage.user_us,
         cpu_system=exit_.usage.system_us,
+        exec_error=_exec_error(process),
         start_time=start,
         stop_time=time.time(),
         log_tail=tuple(follower.lines.tail),
@@ -124,7 +124,12 @@ async def run_builder(
     )
 
 
-async def _wait(process: SandboxProcess) -> object:
+def _exec_error(process: SandboxProcess) -> str | None:
+    error = process.exec_error
+    return None if error is None else f"executing '{error.filename}': {error.strerror}"
+
+
+async def _wait(process: SandboxProcess) -> Exit:
     """Wait for the end; on cancellation kill, and wait all the same."""
     waiting = asyncio.ensure_future(process.wait())
     try:

@@ -82,7 +82,7 @@ def _number(number: float) -> str | None:
 def _is_whole_single(number: float) -> bool:
     """Whether the nearest single-precision number is an integer, or infinite."""
     try:
-        (single,) = struct.unpack("f", struct.pack("f", number))
+        (single,) = struct.unpack("<f", struct.pack("<f", number))
     except OverflowError:
         return True
-    return bool(single == int(single))
+    return bool(single.is_integer())

@@ -5,6 +5,7 @@
     <build-dir>/nix-<random>/            0700 root: nobody else reaches what is below
         build/                           0700 build user: TMPDIR, the sandbox's /build
     <store>/<drv>.chroot/                0700 root: the name that stock Nix's collector spares
+        root/                            0700 root: where the sandbox's root is mounted
         store/                           01775 root:build group: the sandbox's store directory
         tmp/                             01777: the sandbox's /tmp, on the store's disk
         final/                           0700 root: copies of outputs, out of the builder's reach
@@ -34,6 +35,7 @@ class Workspace:
     """Paths (on the host) and open directories of one build; see the module's picture."""
 
     build_directory: str
+    root_directory: str
     scratch_store: str
     temporary_directory: str
     top_fd: int
@@ -103,10 +105,12 @@ class WorkspaceOwner:
         top_fd = self._hold(os.open(self._top_name, _DIRECTORY, dir_fd=root_fd))
         build_fd = self._subdirectory(top_fd, "build", 0o700, self._user.uid, self._user.gid)
         chroot_fd = self._make_chroot()
+        self._subdirectory(chroot_fd, "root", 0o700, 0, 0)
         scratch_fd = self._subdirectory(chroot_fd, "store", 0o1775, 0, self._user.gid)
         self._subdirectory(chroot_fd, "tmp", 0o1777, 0, 0)
         return Workspace(
             build_directory=os.path.join(self._build_root, self._top_name, "build"),
+            root_directory=os.path.join(self._chroot_path, "root"),
             scratch_store=os.path.join(self._chroot_path, "store"),
             temporary_directory=os.path.join(self._chroot_path, "tmp"),
             top_fd=top_fd,

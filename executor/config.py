@@ -1,0 +1,279 @@
+"""Configuration: nix.conf, NIX_CONFIG and the command line, read as Nix reads them.
+
+Values only: what is read here is passed down, and nothing below asks for it again. Later sources
+win over earlier ones: ``nix.conf``, the user's files, ``NIX_CONFIG``, the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from executor.errors import ConfigError
+from executor.host import Host, detect_host
+from executor.settings import ALIASES, HARMLESS, NIX_ONLY, SandboxPath, Settings
+
+__all__ = ["LoadedSettings", "SandboxPath", "Settings", "load_settings"]
+
+_MAX_INCLUDES = 32
+_DEFAULT_CONF_DIR = "/etc/nix"
+_EXTRA = "extra-"
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+ReadFile = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """The settings, and sentences for the user about what was ignored."""
+
+    settings: Settings
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Assignment:
+    """One ``name = value``, and where it stands."""
+
+    name: str
+    value: str
+    origin: str
+    from_command_line: bool = False
+
+
+def load_settings(
+    *,
+    environ: Mapping[str, str],
+    overrides: Iterable[tuple[str, str]] = (),
+    host: Host | None = None,
+    read_file: ReadFile | None = None,
+) -> LoadedSettings:
+    """Read everything. ``overrides`` are the options of the command line, in order.
+
+    Raises ``ConfigError`` for a value that a setting can't have, naming where it stands, and for
+    an option of the command line that would weaken the sandbox.
+    """
+    reader = read_file or _read_file
+    machine = host or detect_host()
+    resolver = _Resolver(_defaults(environ, machine))
+    for assignment in _assignments(environ, reader):
+        resolver.assign(assignment)
+    for name, value in overrides:
+        resolver.assign(_Assignment(name, value, f"option '{name}'", from_command_line=True))
+    return LoadedSettings(resolver.settings(), tuple(resolver.warnings))
+
+
+def _read_file(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def _defaults(environ: Mapping[str, str], host: Host) -> dict[str, object]:
+    """Field values that depend on the machine or the environment."""
+    shell = (
+        (SandboxPath(target="/bin/sh", source=host.shell, read_only=True),) if host.shell else ()
+    )
+    certificates = environ.get("NIX_SSL_CERT_FILE") or environ.get("SSL_CERT_FILE")
+    conf_dir = environ.get("NIX_CONF_DIR") or _DEFAULT_CONF_DIR
+    return {
+        "system": host.system,
+        "extra_platforms": host.extra_platforms,
+        "system_features": host.features,
+        "sandbox_paths": shell,
+        "ssl_cert_file": certificates or host.certificates,
+        "netrc_file": f"{conf_dir}/netrc",
+    }
+
+
+def _assignments(environ: Mapping[str, str], read_file: ReadFile) -> Iterator[_Assignment]:
+    """All assignments outside the command line, earlier sources first."""
+    conf_dir = environ.get("NIX_CONF_DIR") or _DEFAULT_CONF_DIR
+    for path in (f"{conf_dir}/nix.conf", *_user_files(environ)):
+        try:
+            text = read_file(path)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        yield from parse_configuration(text, path, read_file)
+    if "NIX_CONFIG" in environ:
+        yield from parse_configuration(environ["NIX_CONFIG"], "NIX_CONFIG", read_file)
+
+
+def _user_files(environ: Mapping[str, str]) -> list[str]:
+    """The user's configuration files, least important first."""
+    listed = environ.get("NIX_USER_CONF_FILES")
+    if listed is not None:
+        return [path for path in reversed(listed.split(":")) if path]
+    home = environ.get("HOME", "")
+    config_home = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    directories = [config_home, *environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(":")]
+    return [f"{directory}/nix/nix.conf" for directory in reversed(directories) if directory]
+
+
+def parse_configuration(
+    text: str, origin: str, read_file: ReadFile, depth: int = 0
+) -> Iterator[_Assignment]:
+    """The assignments of one configuration text, with what it includes in their places."""
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        where = f"{origin}:{number}"
+        if words[0] in ("include", "!include"):
+            yield from _include(words, where, origin, read_file, depth)
+        elif len(words) < 2 or words[1] != "=":
+            raise ConfigError(f"{where}: syntax error: expected 'name = value'")
+        else:
+            yield _Assignment(words[0], " ".join(words[2:]), where)
+
+
+def _include(
+    words: Sequence[str], where: str, origin: str, read_file: ReadFile, depth: int
+) -> Iterator[_Assignment]:
+    if len(words) != 2:
+        raise ConfigError(f"{where}: '{words[0]}' needs one file name")
+    if depth >= _MAX_INCLUDES:
+        raise ConfigError(f"{where}: files include each other too deeply")
+    path = os.path.join(os.path.dirname(origin), words[1])
+    try:
+        text = read_file(path)
+    except OSError as error:
+        if words[0] == "include":
+            raise ConfigError(f"{where}: can't read '{path}': {error.strerror}") from error
+        return
+    yield from parse_configuration(text, path, read_file, depth + 1)
+
+
+class _Resolver:
+    """Applies assignments one by one."""
+
+    def __init__(self, defaults: Mapping[str, object]) -> None:
+        self._types = {field.name: field.type for field in fields(Settings)}
+        base = Settings(**defaults)  # type: ignore[arg-type]
+        self._values = {name: getattr(base, name) for name in self._types}
+        self._told: set[str] = set()
+        self.warnings: list[str] = []
+
+    def settings(self) -> Settings:
+        """The result so far."""
+        return Settings(**self._values)
+
+    def assign(self, assignment: _Assignment) -> None:
+        name, appending = self._canonical(assignment.name)
+        if name in HARMLESS:
+            self._weakening(name, assignment)
+            return
+        attribute = name.replace("-", "_")
+        if attribute not in self._types or "_" in name:
+            if name not in NIX_ONLY:
+                self._warn(f"unknown setting '{assignment.name}'")
+            return
+        kind = str(self._types[attribute])
+        try:
+            value = _parse(name, kind, assignment.value)
+        except ValueError as error:
+            raise ConfigError(f"{assignment.origin}: setting '{name}': {error}") from None
+        if appending:
+            value = _append(self._values[attribute], value)
+        self._values[attribute] = value
+
+    def _canonical(self, name: str) -> tuple[str, bool]:
+        """The setting that a name means, and whether it adds to it."""
+        name = ALIASES.get(name, name)
+        if name.replace("-", "_") in self._types or not name.startswith(_EXTRA):
+            return name, False
+        inner = name.removeprefix(_EXTRA)
+        inner = ALIASES.get(inner, inner)
+        kind = str(self._types.get(inner.replace("-", "_"), ""))
+        if kind.startswith(("tuple", "frozenset", "Mapping")):
+            return inner, True
+        return (inner, True) if inner in NIX_ONLY else (name, False)
+
+    def _weakening(self, name: str, assignment: _Assignment) -> None:
+        if assignment.value in HARMLESS[name]:
+            return
+        text = (
+            f"setting '{name} = {assignment.value}' would weaken the sandbox, which the executor "
+            "never does"
+        )
+        if assignment.from_command_line:
+            raise ConfigError(f"{text}; leave it out")
+        self._warn(f"{text}; it is ignored")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.warnings.append(text)
+
+
+def _append(old: object, new: object) -> object:
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        return old + new
+    if isinstance(old, frozenset) and isinstance(new, frozenset):
+        return old | new
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **new}
+    raise TypeError(f"can't append to {type(old).__name__}")
+
+
+def _parse(name: str, kind: str, text: str) -> object:
+    """A value of a setting's type. Raises ``ValueError`` with what is wrong."""
+    if kind == "bool":
+        return _boolean(text)
+    if kind == "int":
+        if name == "max-jobs" and text == "auto":
+            return len(os.sched_getaffinity(0))
+        return _integer(text)
+    if kind.startswith("tuple[SandboxPath"):
+        return tuple(parse_sandbox_path(word) for word in text.split())
+    if kind.startswith("tuple"):
+        return tuple(text.split())
+    if kind.startswith("frozenset"):
+        return frozenset(text.split())
+    if kind.startswith("Mapping"):
+        return dict(_pair(word) for word in text.split())
+    return text
+
+
+def _pair(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ValueError(f"'{word}' is not of the form name=value")
+    return key, value
+
+
+def _boolean(text: str) -> bool:
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    raise ValueError(f"'{text}' is not a Boolean (true or false)")
+
+
+def _integer(text: str) -> int:
+    unit = _UNITS.get(text[-1:].upper(), 1) if text[-1:].isalpha() else 1
+    digits = text[:-1] if unit > 1 else text
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"'{text}' is not a number")
+    return int(digits) * unit
+
+
+def parse_sandbox_path(word: str) -> SandboxPath:
+    """Read ``target=source``, with ``?`` or ``:ro`` behind it. Raises ``ValueError``."""
+    optional = read_only = False
+    while word.endswith(("?", ":ro")):
+        optional = optional or word.endswith("?")
+        read_only = read_only or word.endswith(":ro")
+        word = word.removesuffix("?").removesuffix(":ro")
+    target, _, source = word.partition("=")
+    source = source or target
+    for path in (target, source):
+        if not path.startswith("/"):
+            raise ValueError(f"sandbox path '{path}' is not absolute")
+    parts = target.rstrip("/").split("/")[1:]
+    if not parts or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"sandbox path '{target}' is not canonical, or escapes the sandbox")
+    return SandboxPath(
+        target=target.rstrip("/"), source=source, optional=optional, read_only=read_only
+    )

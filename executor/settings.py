@@ -1,0 +1,125 @@
+"""The settings that the executor obeys, as one frozen value. Names and defaults are Nix's.
+
+``nix.conf`` spells them with dashes. What is not here is either unknown, which is a warning, or
+known to Nix and of no use to the executor (``NIX_ONLY``), which is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MAX_JOBS_AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPath:
+    """A host path shown in the sandbox; ``?`` makes it optional, ``:ro`` read-only."""
+
+    target: str
+    source: str
+    optional: bool = False
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Times are seconds, sizes bytes; 0 means no limit. ``cores`` 0 means all there are."""
+
+    max_jobs: int = 1
+    cores: int = 0
+    timeout: int = 0
+    max_silent_time: int = 0
+    max_build_log_size: int = 0
+    log_lines: int = 25
+    keep_failed: bool = False
+    keep_going: bool = False
+    keep_build_log: bool = True
+    compress_build_log: bool = True
+    build_poll_interval: int = 5
+    system: str = "x86_64-linux"
+    extra_platforms: frozenset[str] = frozenset()
+    system_features: frozenset[str] = frozenset()
+    build_users_group: str = "nixbld"
+    require_drop_supplementary_groups: bool = True
+    start_id: int = 0x34000000
+    id_count: int = 65536 * 128
+    build_dir: str = ""
+    sandbox_build_dir: str = "/build"
+    sandbox_dev_shm_size: str = "50%"
+    sandbox_paths: tuple[SandboxPath, ...] = ()
+    allowed_impure_host_deps: frozenset[str] = frozenset()
+    pre_build_hook: str = ""
+    impure_env: Mapping[str, str] = field(default_factory=dict)
+    experimental_features: frozenset[str] = frozenset()
+    fsync_metadata: bool = True
+    fsync_store_paths: bool = False
+    sync_before_registering: bool = False
+    use_sqlite_wal: bool = True
+    gc_reserved_space: int = 8 << 20
+    ignored_acls: frozenset[str] = frozenset(
+        {"security.selinux", "system.nfs4_acl", "security.csm"}
+    )
+    secret_key_files: tuple[str, ...] = ()
+    hashed_mirrors: tuple[str, ...] = ()
+    netrc_file: str = ""
+    ssl_cert_file: str = ""
+    connect_timeout: int = 15
+    stalled_download_timeout: int = 300
+    download_attempts: int = 5
+    user_agent_suffix: str = ""
+
+
+# Old names of settings (row X2); the last is what other Nix versions call download-attempts.
+ALIASES = {
+    "build-cores": "cores",
+    "build-max-jobs": "max-jobs",
+    "build-timeout": "timeout",
+    "build-max-silent-time": "max-silent-time",
+    "build-max-log-size": "max-build-log-size",
+    "build-use-sandbox": "sandbox",
+    "build-use-chroot": "sandbox",
+    "build-sandbox-paths": "sandbox-paths",
+    "build-chroot-dirs": "sandbox-paths",
+    "build-keep-log": "keep-build-log",
+    "build-compress-log": "compress-build-log",
+    "build-extra-platforms": "extra-platforms",
+    "env-keep-derivations": "keep-env-derivations",
+    "filetransfer-retry-attempts": "download-attempts",
+}
+
+# Settings that would make the sandbox weaker, and the values that don't.
+HARMLESS = {
+    "sandbox": frozenset({"true", "yes", "1"}),
+    "sandbox-fallback": frozenset({"false", "no", "0"}),
+    "filter-syscalls": frozenset({"true", "yes", "1"}),
+    "allow-new-privileges": frozenset({"false", "no", "0"}),
+}
+
+# Known to Nix 2.34.8 and without meaning here: evaluation, substitution and other later matters.
+NIX_ONLY = frozenset(
+    """
+    abort-on-warn accept-flake-config access-tokens allow-dirty allow-dirty-locks
+    allow-import-from-derivation allow-symlinked-store allow-unsafe-native-code-during-evaluation
+    allowed-uris allowed-users always-allow-substitutes auto-allocate-uids auto-optimise-store
+    bash-prompt bash-prompt-prefix bash-prompt-suffix binary-cache-public-keys binary-caches
+    build-fallback build-hook build-impersonate-linux-26 build-use-substitutes builders
+    builders-use-substitutes commit-lock-file-summary commit-lockfile-summary debugger-on-trace
+    debugger-on-warn diff-hook download-buffer-size download-speed enforce-determinism eval-cache
+    eval-cores eval-system external-builders extra-binary-caches fallback filetransfer-retry-delay
+    filetransfer-retry-delay-rate-limited filetransfer-retry-jitter filetransfer-retry-max-delay
+    flake-registry force-git gc-keep-derivations gc-keep-outputs gc-reserved-space-old
+    http-connections http2 http3 ignore-try impersonate-linux-26 json-log-path keep-derivations
+    keep-env-derivations keep-outputs lazy-locks lazy-trees lint-absolute-path-literals
+    lint-short-path-literals lint-url-literals log-format max-call-depth max-free
+    max-substitution-jobs min-free min-free-check-interval nar-buffer-size narinfo-cache-meta-ttl
+    narinfo-cache-negative-ttl narinfo-cache-positive-ttl nix-path
+    nix-shell-always-looks-for-shell-nix nix-src-hash optimise-store plugin-files post-build-hook
+    print-missing pure-eval reject-flake-config repeat require-sigs restrict-eval run-diff-hook
+    show-trace ssl-cert-old store substitute substituters substitution-max-jobs sync-before-old
+    tarball-ttl trace-function-calls trace-import-from-derivation trace-verbose
+    trusted-binary-caches trusted-public-keys trusted-substituters trusted-users
+    upgrade-nix-store-path-url use-case-hack use-cgroups use-registries use-sqlite-wal-old
+    use-xdg-base-directories warn-dirty warn-large-path-threshold warn-short-path-literals
+    """.split()  # noqa: SIM905
+)
