@@ -18,13 +18,17 @@ from executor.store.location import StoreLocation, parse_store_url
 from .conftest import Nix
 
 # What Nix 2.8 makes beyond, and 2.34 no longer: a link that its collector doesn't need, and
-# directories of the calling user. The log of changes goes when the last connection is closed.
+# directories of the calling user. The log of changes stays only with 2.34, which asks SQLite to.
 _ONLY_OLD = {
     "nix/var/nix/gcroots/profiles",
     "nix/var/nix/gcroots/per-user/root",
     "nix/var/nix/profiles/per-user/root",
 }
-_ON_DEMAND = {"nix/var/nix/gc.lock"}
+_ON_DEMAND = {
+    "nix/var/nix/gc.lock",
+    "nix/var/nix/db/db.sqlite-shm",
+    "nix/var/nix/db/db.sqlite-wal",
+}
 
 
 def _listing(root: Path) -> dict[str, tuple[str, int, int, int]]:

@@ -443,6 +443,34 @@ def test_many_processes_add_the_same_and_different(store: LocalStore, nix: Nix) 
     assert store.verify(check_contents=True) == []
 
 
+@pytest.mark.nix
+def test_nix_adds_and_collects_meanwhile(store: LocalStore, nix: Nix, scratch: Path) -> None:
+    """Both add the same and different files while collectors of Nix run: ours all stay."""
+    for number in range(12):
+        (scratch / f"f{number}").write_text(f"{number}")
+    loop = (
+        "for round in 1 2 3; do for n in 0 1 2 3 4 5; do "
+        'nix-store --store "$1" --add "$2/f$n" || exit 1; done; '
+        'nix-store --store "$1" --gc || exit 1; done'
+    )
+    nix_process = subprocess.Popen(
+        ["sh", "-c", loop, "sh", str(nix.root), str(scratch)],
+        env=nix.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    ours = set()
+    while nix_process.poll() is None:
+        for number in range(12):
+            ours.add(store.add_file_or_tree(f"f{number}", str(scratch / f"f{number}")))
+            ours.add(store.add_text(f"t{number}", os.urandom(8)))
+    stderr = nix_process.communicate()[1].decode()
+    assert nix_process.returncode == 0, stderr
+    assert store.query_valid(ours) == ours
+    assert nix.verify() == ""
+    assert store.verify(check_contents=True) == []
+
+
 def test_waits_for_a_writer(store: LocalStore) -> None:
     with LocalStore.open(store.location) as other:
         path = store.add_text("x", b"x")
