@@ -37,10 +37,19 @@ def install(
     for item in staged:
         _check_fixed(store, item, preparation, keys)
     infos = {item.output: item.info for item in staged}
-    for output in preparation.outputs.keys() - preparation.wanted:
-        infos[output] = store.query_path_info(preparation.outputs[output])
+    valid = {
+        output: preparation.outputs[output]
+        for output in preparation.outputs.keys() - preparation.wanted
+    }
     try:
-        check_outputs(name, preparation.options, infos, store.query_path_info, store.store_dir)
+        check_outputs(
+            name,
+            preparation.options,
+            infos,
+            store.query_path_info,
+            store.store_dir,
+            valid_outputs=valid,
+        )
     except OutputCheckError as error:
         raise rejected_output(str(error)) from error
     _move_and_register(store, staged, keys)

@@ -1,0 +1,173 @@
+"""Build derivations, and before them whatever they need.
+
+A target is a .drv path of the store, or a JSON file with hand-written derivations. Behind a .drv
+path, ^out,dev (or !out) chooses outputs; ^* and nothing mean all of them. Prints the output paths,
+one a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+from executor.build.plan import Plan, Target, make_plan
+from executor.build.result import BuildResult, BuildStatus, exit_status
+from executor.cli.options import Invocation
+from executor.cli.targets import resolve_targets
+from executor.errors import UsageError
+from executor.formats.store_path import StorePath
+from executor.store.local import LocalStore
+
+EXAMPLE = """\
+example:
+  sudo executor build --store ./store -j 4 -L ./hello.json
+  sudo executor build /nix/store/…-hello.drv^out --json
+"""
+_FORMATS = ("bar", "bar-with-logs", "raw", "raw-with-logs", "internal-json")
+_INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("targets", nargs="+", metavar="TARGET", help="x.drv, x.drv^out or x.json")
+    parser.add_argument("--json", action="store_true", help="print a record per derivation")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be built")
+    parser.add_argument("-L", "--print-build-logs", action="store_true", help="show logs live")
+    parser.add_argument("--log-format", choices=_FORMATS, help="how progress is shown")
+    parser.add_argument(
+        "--add-root", metavar="LINK", help="make LINK a root that keeps the outputs"
+    )
+
+
+def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
+    """Build; what is valid already is found without starting anything."""
+    if os.geteuid() != 0:
+        raise UsageError("building needs root: namespaces, mounts and build users; try sudo")
+    from executor.api import store_settings
+
+    settings = store_settings(invocation.settings)
+    with LocalStore.open(invocation.location, settings=settings) as store:
+        targets = resolve_targets(store, arguments.targets)
+        plan = make_plan(store, targets)
+        if all(plan.nodes[target.drv_path].is_done for target in targets):
+            invocation.say(2, "all outputs are already valid")
+            return _finish(invocation, arguments, store, targets, _already_valid(plan, targets))
+        if arguments.dry_run:
+            return _dry_run(invocation, plan)
+    try:
+        results = _build(invocation, arguments, targets)
+    except KeyboardInterrupt:
+        invocation.say(0, "error: interrupted by the user")
+        return _INTERRUPTED
+    with LocalStore.open(invocation.location, settings=settings) as store:
+        return _finish(invocation, arguments, store, targets, results)
+
+
+def _already_valid(plan: Plan, targets: Sequence[Target]) -> list[BuildResult]:
+    return [
+        BuildResult(
+            drv_path=target.drv_path,
+            status=BuildStatus.ALREADY_VALID,
+            outputs=plan.nodes[target.drv_path].outputs,
+        )
+        for target in targets
+    ]
+
+
+def _dry_run(invocation: Invocation, plan: Plan) -> int:
+    render = invocation.location.store_dir.render
+    failures = [node.failure for node in plan.nodes.values() if node.failure is not None]
+    for failure in failures:
+        invocation.say(0, f"error: {failure.message}")
+    if plan.to_build:
+        count = len(plan.to_build)
+        noun = "this derivation" if count == 1 else f"these {count} derivations"
+        invocation.say(0, f"{noun} will be built:")
+        for path in plan.to_build:
+            invocation.say(0, f"  {render(path)}")
+    return 1 if failures else 0
+
+
+def _build(
+    invocation: Invocation, arguments: argparse.Namespace, targets: Sequence[Target]
+) -> list[BuildResult]:
+    # Imported here: a command that finds everything valid needs none of it.
+    import asyncio
+
+    from executor.api import Executor
+    from executor.cli.progress import make_display
+
+    display = make_display(
+        arguments.log_format,
+        print_logs=arguments.print_build_logs,
+        verbosity=invocation.verbosity,
+        store_dir=invocation.location.store_dir,
+    )
+
+    async def build() -> list[BuildResult]:
+        executor = Executor(store=invocation.store, settings=invocation.settings)
+        executor.subscribe(display.take)
+        async with executor:
+            return await executor.build_all(targets)
+
+    try:
+        return asyncio.run(build())
+    finally:
+        display.close()
+
+
+def _finish(
+    invocation: Invocation,
+    arguments: argparse.Namespace,
+    store: LocalStore,
+    targets: Sequence[Target],
+    results: Sequence[BuildResult],
+) -> int:
+    """Print what there is, keep it from the collector if asked to, and give the exit code."""
+    for target, result in zip(targets, results, strict=True):
+        if result.success:
+            _keep(store, arguments.add_root, target, result)
+    if arguments.json:
+        print(json.dumps([_record(invocation, result) for result in results], indent=2))
+    else:
+        for target, result in zip(targets, results, strict=True):
+            for path in _wanted(target, result) if result.success else ():
+                print(invocation.location.store_dir.render(path))
+    return exit_status(results)
+
+
+def _wanted(target: Target, result: BuildResult) -> list[StorePath]:
+    names = sorted(result.outputs if target.outputs is None else target.outputs)
+    return [result.outputs[name] for name in names]
+
+
+def _keep(store: LocalStore, link: str | None, target: Target, result: BuildResult) -> None:
+    """Links to the outputs, as ``nix-store --realise --add-root`` makes them."""
+    if link is None:
+        return
+    names = sorted(result.outputs if target.outputs is None else target.outputs)
+    for name in names:
+        suffix = "" if name == "out" else f"-{name}"
+        store.add_permanent_root(link + suffix, result.outputs[name])
+
+
+def _record(invocation: Invocation, result: BuildResult) -> dict[str, object]:
+    render = invocation.location.store_dir.render
+    return {
+        "drvPath": render(result.drv_path),
+        "outputs": {name: render(path) for name, path in sorted(result.outputs.items())},
+        "status": result.status.label,
+        "success": result.success,
+        "cause": None if result.cause is None else result.cause.value,
+        "error": result.message or None,
+        "startTime": result.start_time,
+        "stopTime": result.stop_time,
+        "cpuUser": result.cpu_user,
+        "cpuSystem": result.cpu_system,
+        "exitCode": result.exit_code,
+        "signal": result.signal,
+        "logPath": result.log_path,
+        "keptBuildDirectory": result.kept_build_directory,
+    }

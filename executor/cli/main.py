@@ -1,0 +1,109 @@
+"""The command line: finds the command, runs it, and turns errors into one line each.
+
+Only what a command needs is imported; start-up time is part of the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from executor.cli.options import add_common, extract_settings, open_invocation
+from executor.errors import ExecutorError
+
+_INTERRUPTED = 130
+_DEBUG = 6
+
+_COMMANDS = {
+    "build": "build derivations and what they need",
+    "instantiate": "put hand-written derivations (JSON) into the store",
+    "show": "print derivations as JSON",
+    "add": "put a file or a directory into the store",
+    "query": "ask what the store knows of its paths",
+    "verify": "check that the store holds what it should",
+    "log": "print the log of a build",
+    "doctor": "try everything that building needs of this machine",
+    "show-config": "print the settings in force",
+}
+_EPILOG = """\
+example:
+  sudo executor build ./hello.json          build a hand-written derivation
+  sudo executor build /nix/store/…-x.drv    build a derivation of the store
+
+'executor COMMAND --help' shows the options and an example of each command. Every setting of
+nix.conf is an option, too: --max-jobs 4, --keep-going, --option NAME VALUE.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run([word for word in words if word != "--debug"])
+    except ExecutorError as error:
+        return _complain(str(error), debug)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has had enough; that is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}", debug)
+    except Exception as error:  # noqa: BLE001 - the last net: no traceback for users
+        text = f"{type(error).__name__}: {error} (this is a bug; --debug shows where)"
+        return _complain(f"internal error: {text}", debug)
+
+
+def _complain(text: str, debug: bool) -> int:
+    if debug:
+        raise
+    print(f"error: {text}", file=sys.stderr)
+    return 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        _overview().print_help()
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"executor {version('executor')}")
+        return 0
+    name = words[0]
+    if name not in _COMMANDS:
+        known = ", ".join(_COMMANDS)
+        print(f"error: unknown command '{name}'; known are: {known}", file=sys.stderr)
+        return 1
+    command = importlib.import_module(f"executor.cli.{name.replace('-', '_')}_command")
+    rest, overrides = extract_settings(words[1:])
+    parser = argparse.ArgumentParser(
+        prog=f"executor {name}",
+        description=command.__doc__,
+        epilog=command.EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common(parser)
+    command.add_arguments(parser)
+    arguments = parser.parse_args(rest)
+    return int(command.run(open_invocation(arguments, overrides), arguments))
+
+
+def _overview() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="executor",
+        description="A sandboxed build executor for Nix derivations.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, text in _COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser

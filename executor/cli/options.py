@@ -1,0 +1,113 @@
+"""What all commands share on the command line: the store, settings, verbosity.
+
+Every setting is an option of its own name, as in Nix: ``--cores 4``, ``--keep-going``,
+``--no-keep-build-log``, and ``--option name value`` for any of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from executor.config import load_settings
+from executor.errors import UsageError
+from executor.settings import ALIASES, HARMLESS, Settings
+from executor.store.location import StoreLocation, parse_store_url
+
+_SHORT = {"-j": "max-jobs", "-k": "keep-going", "-K": "keep-failed"}
+_BOOLEANS = frozenset(
+    field.name.replace("_", "-") for field in fields(Settings) if field.type == "bool"
+) | set(HARMLESS)
+_NAMES = frozenset(field.name.replace("_", "-") for field in fields(Settings)) | {
+    *ALIASES,
+    *HARMLESS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invocation:
+    """A command line, read: what all commands need."""
+
+    location: StoreLocation
+    settings: Settings
+    store: str | None
+    verbosity: int
+
+    def say(self, level: int, text: str) -> None:
+        """Tell the user something of a level that is not above the verbosity."""
+        if level <= self.verbosity:
+            print(text, file=sys.stderr, flush=True)
+
+
+def extract_settings(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Split settings off a command line: what is left, and the settings in order.
+
+    Raises ``UsageError`` for an option without its value.
+    """
+    rest: list[str] = []
+    found: list[tuple[str, str]] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word == "--option":
+            found.append((_next(words, word), _next(words, word)))
+        elif (name := _setting(word)) is None:
+            rest.append(word)
+        elif name in _BOOLEANS:
+            found.append((name, "false" if word.startswith("--no-") else "true"))
+        elif word.startswith("-j") and word != "-j":
+            found.append((name, word[2:]))
+        else:
+            found.append((name, _next(words, word)))
+    return rest, found
+
+
+def _setting(word: str) -> str | None:
+    """The setting that a word names, if it does."""
+    if word in _SHORT or (word.startswith("-j") and word[2:].isdigit()):
+        return _SHORT[word[:2]]
+    if not word.startswith("--"):
+        return None
+    name = word[2:]
+    if name in _NAMES or (name.startswith("extra-") and name[6:] in _NAMES):
+        return name
+    negated = name.removeprefix("no-")
+    return negated if negated != name and negated in _BOOLEANS else None
+
+
+def _next(words: object, option: str) -> str:
+    value = next(words, None)  # type: ignore[call-overload]
+    if not isinstance(value, str):
+        raise UsageError(f"option '{option}' needs a value")
+    return value
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that every command takes."""
+    parser.add_argument(
+        "--store",
+        metavar="STORE",
+        help="the store: a directory (chroot store), 'local?root=…', or nothing for /nix/store",
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
+    parser.add_argument("--quiet", action="count", default=0, help="say less")
+
+
+def open_invocation(
+    arguments: argparse.Namespace, overrides: Sequence[tuple[str, str]]
+) -> Invocation:
+    """Read the configuration and find the store; tells the user what was ignored."""
+    loaded = load_settings(environ=os.environ, overrides=overrides)
+    store = arguments.store if arguments.store is not None else os.environ.get("NIX_REMOTE") or None
+    location = parse_store_url(store, os.environ)
+    verbosity = 3 + arguments.verbose - arguments.quiet
+    invocation = Invocation(
+        location=location, settings=loaded.settings, store=store, verbosity=verbosity
+    )
+    for warning in (*loaded.warnings, *location.warnings):
+        invocation.say(1, f"warning: {warning}")
+    return invocation

@@ -1,0 +1,253 @@
+"""Showing a run to people and programs: plain lines, a line on a terminal, or Nix's JSON.
+
+A display takes events and writes to standard error. What builders print is untrusted: control
+characters never reach a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from typing import Protocol, TextIO
+
+from executor.build.events import (
+    BuildFinished,
+    BuildLogLine,
+    BuildPhase,
+    BuildStarted,
+    Event,
+    GraphPlanned,
+    Notice,
+    WaitingForLock,
+    WaitingForUser,
+)
+from executor.build.result import BuildResult, BuildStatus
+from executor.formats.store_path import StoreDir, StorePath
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]|\x1b(?!\[[0-9;]*m)")
+_PREFIXES = {0: "error: ", 1: "warning: "}
+_REDRAW = 0.1
+# Numbers of activities and results in Nix's JSON log (logging.hh).
+_ACTIVITY_BUILDS, _ACTIVITY_BUILD, _ACTIVITY_WAITING = 104, 105, 111
+_RESULT_LOG_LINE, _RESULT_PHASE, _RESULT_PROGRESS = 101, 104, 105
+
+
+class Display(Protocol):
+    """Takes events until it is closed."""
+
+    def take(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_display(
+    log_format: str | None, *, print_logs: bool, verbosity: int, store_dir: StoreDir
+) -> Display:
+    """The display that the options, or else the terminal, ask for."""
+    out = sys.stderr
+    if log_format == "internal-json":
+        return JsonDisplay(out, store_dir)
+    is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    logs = print_logs or log_format in ("raw-with-logs", "bar-with-logs")
+    if log_format is None and not is_terminal:
+        log_format = "raw"
+    plain = PlainDisplay(out, store_dir, verbosity=verbosity, print_logs=logs)
+    if log_format in ("raw", "raw-with-logs"):
+        return plain
+    return BarDisplay(plain, out)
+
+
+def printable(line: bytes) -> str:
+    """Text of a log line without what could drive a terminal; colours stay."""
+    text = line.decode("utf-8", "replace")
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+class PlainDisplay:
+    """A line when a build starts, its log if asked for, and the reason when it fails."""
+
+    def __init__(
+        self, out: TextIO, store_dir: StoreDir, *, verbosity: int, print_logs: bool
+    ) -> None:
+        self._out = out
+        self._store_dir = store_dir
+        self._verbosity = verbosity
+        self._print_logs = print_logs
+
+    def take(self, event: Event) -> None:
+        """Print what the event is worth."""
+        match event:
+            case GraphPlanned(will_build=paths):
+                count = len(paths)
+                noun = "this derivation" if count == 1 else f"these {count} derivations"
+                self._say(3, f"{noun} will be built:")
+                for path in paths:
+                    self._say(3, f"  {self._store_dir.render(path)}")
+            case BuildStarted(drv_path=path):
+                self._say(3, f"building '{self._store_dir.render(path)}'...")
+            case BuildLogLine(drv_path=path, line=line) if self._print_logs:
+                self._say(0, f"{_short(path)}> {printable(line)}")
+            case BuildPhase(drv_path=path, phase=phase) if self._print_logs:
+                self._say(3, f"{_short(path)}> phase: {printable(phase.encode())}")
+            case WaitingForLock(paths=paths):
+                names = ", ".join(f"'{path}'" for path in paths)
+                self._say(1, f"waiting for lock on {names}")
+            case WaitingForUser(drv_path=path):
+                name = self._store_dir.render(path)
+                self._say(1, f"waiting for a free build user ID for '{name}'")
+            case Notice(level=level, text=text):
+                self._say(level, f"{_PREFIXES.get(level, '')}{printable(text.encode())}")
+            case BuildFinished(result=result):
+                self._finished(result)
+            case _:
+                pass
+
+    def close(self) -> None:
+        """Nothing is left to show."""
+
+    def _say(self, level: int, text: str) -> None:
+        if level <= self._verbosity:
+            print(text, file=self._out, flush=True)
+
+    def _finished(self, result: BuildResult) -> None:
+        if result.success or result.status is BuildStatus.CANCELLED:
+            return
+        self._say(0, f"error: {printable(result.message.encode())}")
+        if result.log_tail:
+            noun = "line" if len(result.log_tail) == 1 else f"{len(result.log_tail)} lines"
+            self._say(0, f"       last {noun} of the log:")
+            for line in result.log_tail:
+                self._say(0, f"       > {printable(line)}")
+        if result.log_path is not None:
+            name = self._store_dir.render(result.drv_path)
+            self._say(0, f"       for the full log, run: executor log {name}")
+        if result.kept_build_directory is not None:
+            self._say(0, f"note: keeping build directory '{result.kept_build_directory}'")
+
+
+class BarDisplay:
+    """A status line below the plain output: what is built, how long, how many are left."""
+
+    def __init__(self, plain: PlainDisplay, out: TextIO) -> None:
+        self._plain = plain
+        self._out = out
+        self._running: dict[StorePath, float] = {}
+        self._total = self._done = self._failed = 0
+        self._last_line = ""
+        self._drawn_at = 0.0
+
+    def take(self, event: Event) -> None:
+        """Count, print above the line, draw it again."""
+        match event:
+            case GraphPlanned(will_build=paths):
+                self._total += len(paths)
+            case BuildStarted(drv_path=path, start_time=start):
+                self._running[path] = start
+            case BuildLogLine(line=line):
+                self._last_line = printable(line)
+            case BuildFinished(result=result):
+                self._running.pop(result.drv_path, None)
+                self._done += result.status is BuildStatus.BUILT
+                self._failed += not result.success
+        self._erase()
+        self._plain.take(event)
+        if not isinstance(event, BuildLogLine) or time.monotonic() - self._drawn_at > _REDRAW:
+            self._draw()
+
+    def close(self) -> None:
+        """Leave no half line behind."""
+        self._erase()
+        self._out.flush()
+
+    def _erase(self) -> None:
+        self._out.write("\r\x1b[K")
+
+    def _draw(self) -> None:
+        self._drawn_at = time.monotonic()
+        text = self.status(time.time())
+        width = os.get_terminal_size(self._out.fileno()).columns
+        self._out.write(re.sub("\x1b\\[[0-9;]*m", "", text)[: max(width - 1, 0)])
+        self._out.flush()
+
+    def status(self, now: float) -> str:
+        """The status line at a time."""
+        left = max(self._total - self._done - self._failed - len(self._running), 0)
+        failed = f", {self._failed} failed" if self._failed else ""
+        counts = f"[{len(self._running)} building, {self._done} built, {left} left{failed}]"
+        names = ", ".join(
+            f"{_short(path)} {now - start:.0f}s" for path, start in self._running.items()
+        )
+        return " ".join(part for part in (counts, names, self._last_line) if part)
+
+
+class JsonDisplay:
+    """Nix's ``internal-json`` log: a line ``@nix {…}`` for each thing that happens (row G4)."""
+
+    def __init__(self, out: TextIO, store_dir: StoreDir) -> None:
+        self._out = out
+        self._store_dir = store_dir
+        self._done = self._failed = self._expected = 0
+        self._running: dict[StorePath, int] = {}
+        self._put(action="start", id=0, level=0, type=_ACTIVITY_BUILDS, text="", parent=0)
+
+    def take(self, event: Event) -> None:
+        """Write the event's line."""
+        match event:
+            case GraphPlanned(will_build=paths):
+                self._expected += len(paths)
+                self._progress()
+            case BuildStarted(build_id=number, drv_path=path):
+                self._running[path] = number
+                name = self._store_dir.render(path)
+                self._put(
+                    action="start",
+                    id=number,
+                    level=3,
+                    type=_ACTIVITY_BUILD,
+                    text=f"building '{name}'",
+                    fields=[name, "", 1, 1],
+                    parent=0,
+                )
+            case BuildLogLine(build_id=number, line=line):
+                self._result(number, _RESULT_LOG_LINE, [line.decode("utf-8", "replace")])
+            case BuildPhase(build_id=number, phase=phase):
+                self._result(number, _RESULT_PHASE, [phase])
+            case Notice(level=level, text=text):
+                self._put(action="msg", level=level, msg=text)
+            case WaitingForLock(paths=paths):
+                self._put(action="msg", level=1, msg=f"waiting for lock on {', '.join(paths)}")
+            case WaitingForUser():
+                self._put(action="msg", level=1, msg="waiting for a free build user ID")
+            case BuildFinished(result=result):
+                self._finished(result)
+
+    def close(self) -> None:
+        """End the activity of the whole run."""
+        self._put(action="stop", id=0)
+
+    def _finished(self, result: BuildResult) -> None:
+        number = self._running.pop(result.drv_path, None)
+        if number is not None:
+            self._put(action="stop", id=number)
+        self._done += result.status is BuildStatus.BUILT
+        if not result.success and result.status is not BuildStatus.CANCELLED:
+            self._failed += 1
+            self._put(action="msg", level=0, msg=f"error: {result.message}")
+        self._progress()
+
+    def _progress(self) -> None:
+        fields = [self._done, self._expected, len(self._running), self._failed]
+        self._result(0, _RESULT_PROGRESS, fields)
+
+    def _result(self, number: int, kind: int, fields: list[str] | list[int]) -> None:
+        self._put(action="result", id=number, type=kind, fields=fields)
+
+    def _put(self, **message: object) -> None:
+        print("@nix " + json.dumps(message), file=self._out, flush=True)
+
+
+def _short(path: StorePath) -> str:
+    return path.name.removesuffix(".drv")

@@ -1,0 +1,59 @@
+"""Print the settings in force, one a line, or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+
+from executor.cli.options import Invocation
+from executor.settings import SandboxPath
+
+EXAMPLE = """\
+example:
+  executor show-config --json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own options."""
+    parser.add_argument("--json", action="store_true", help="an object with a value each")
+
+
+def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
+    """Print all settings, sorted."""
+    values = {
+        field.name.replace("_", "-"): _plain(getattr(invocation.settings, field.name))
+        for field in fields(invocation.settings)
+    }
+    values = dict(sorted(values.items()))
+    if arguments.json:
+        print(json.dumps({name: {"value": value} for name, value in values.items()}, indent=2))
+        return 0
+    for name, value in values.items():
+        print(f"{name} = {_text(value)}")
+    return 0
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return [_path(item) if isinstance(item, SandboxPath) else item for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _path(path: SandboxPath) -> str:
+    marks = ("?" if path.optional else "") + (":ro" if path.read_only else "")
+    return f"{path.target}={path.source}{marks}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return str(value)

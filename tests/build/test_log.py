@@ -1,0 +1,89 @@
+"""Lines of a builder's output: ends, overwriting, structured lines, bounds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from executor.build.log import MAX_LINE, LineBuffer, MessageLine, PhaseLine, TextLine
+
+
+def entries(*pieces: bytes) -> list[object]:
+    buffer = LineBuffer(25)
+    found: list[object] = []
+    for piece in pieces:
+        found += buffer.feed(piece)
+    return found + list(buffer.flush())
+
+
+def test_lines_may_come_in_pieces() -> None:
+    assert entries(b"one\ntw", b"o\nthree") == [
+        TextLine(b"one"),
+        TextLine(b"two"),
+        TextLine(b"three"),
+    ]
+
+
+def test_a_carriage_return_overwrites_and_does_not_erase() -> None:
+    assert entries(b"100%\r5\n") == [TextLine(b"500%")]
+    assert entries(b"a\r\n") == [TextLine(b"a")]
+
+
+def test_the_tail_keeps_the_last_lines_only() -> None:
+    buffer = LineBuffer(2)
+    buffer.feed(b"1\n2\n3\n")
+    assert list(buffer.tail) == [b"2", b"3"]
+
+
+@pytest.mark.parametrize(
+    ("line", "entry"),
+    [
+        (b'@nix {"action":"setPhase","phase":"build"}', PhaseLine("build")),
+        (b'@nix {"action":"result","type":104,"fields":["check"]}', PhaseLine("check")),
+        (b'@nix {"action":"msg","level":3,"msg":"hello"}', MessageLine(3, "hello")),
+    ],
+)
+def test_structured_lines_are_honoured(line: bytes, entry: object) -> None:
+    assert entries(line + b"\n") == [entry]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'@nix {"action":"stop","id":1}',
+        b'@nix {"action":"result","type":105,"fields":[1,2,3]}',
+        b'@nix {"action":"start","id":1,"type":105,"text":"x"}',
+        b'@nix {"action":"setPhase","phase":7}',
+    ],
+)
+def test_what_could_forge_the_state_of_others_is_dropped(line: bytes) -> None:
+    assert entries(line + b"\n") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"@nix " + b"[" * 200_000,
+        b'@nix {"action":',
+        b"@nix " + b"9" * 5000,
+        b"@nix [1]",
+        b'@nix {"a":"' + b"x" * 70_000 + b'"}',
+    ],
+)
+def test_malformed_structured_lines_are_text(line: bytes) -> None:
+    assert entries(line + b"\n") == [TextLine(line)]
+
+
+def test_an_endless_line_is_handed_on_in_pieces() -> None:
+    found = entries(b"x" * (2 * MAX_LINE + 5))
+    assert [len(entry.line) for entry in found if isinstance(entry, TextLine)] == [
+        MAX_LINE,
+        MAX_LINE,
+        5,
+    ]
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_no_output_makes_it_raise(pieces: list[bytes]) -> None:
+    entries(*pieces)
