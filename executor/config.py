@@ -62,7 +62,7 @@ def load_settings(
         resolver.assign(assignment)
     for name, value in overrides:
         resolver.assign(_Assignment(name, value, f"option '{name}'", from_command_line=True))
-    return LoadedSettings(resolver.settings(), tuple(resolver.warnings))
+    return LoadedSettings(resolver.settings(), resolver.warnings)
 
 
 def _read_file(path: str) -> str:
@@ -152,12 +152,17 @@ class _Resolver:
         self._types = {field.name: field.type for field in fields(Settings)}
         base = Settings(**defaults)  # type: ignore[arg-type]
         self._values = {name: getattr(base, name) for name in self._types}
-        self._told: set[str] = set()
-        self.warnings: list[str] = []
+        self._unknown: dict[str, str] = {}
+        self._weak: dict[str, str] = {}
 
     def settings(self) -> Settings:
         """The result so far."""
         return Settings(**self._values)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was ignored: once for each setting, and only if the last word on it is weak."""
+        return (*self._unknown.values(), *self._weak.values())
 
     def assign(self, assignment: _Assignment) -> None:
         name, appending = self._canonical(assignment.name)
@@ -167,7 +172,7 @@ class _Resolver:
         attribute = name.replace("-", "_")
         if attribute not in self._types or "_" in name:
             if name not in NIX_ONLY:
-                self._warn(f"unknown setting '{assignment.name}'")
+                self._unknown[name] = f"unknown setting '{assignment.name}'"
             return
         kind = str(self._types[attribute])
         try:
@@ -192,6 +197,7 @@ class _Resolver:
 
     def _weakening(self, name: str, assignment: _Assignment) -> None:
         if assignment.value in HARMLESS[name]:
+            self._weak.pop(name, None)
             return
         text = (
             f"setting '{name} = {assignment.value}' would weaken the sandbox, which the executor "
@@ -199,12 +205,7 @@ class _Resolver:
         )
         if assignment.from_command_line:
             raise ConfigError(f"{text}; leave it out")
-        self._warn(f"{text}; it is ignored")
-
-    def _warn(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self.warnings.append(text)
+        self._weak[name] = f"{text}; it is ignored"
 
 
 def _append(old: object, new: object) -> object:

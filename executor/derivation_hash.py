@@ -189,9 +189,11 @@ def fill_outputs(
     Deferred outputs become input-addressed ones, and the variables named after the outputs get
     their paths. Raises ``FormatError`` where an input's path is not known before its build.
     """
+    # That the variables are there is part of the hash; what they hold is not.
+    env = {**dict.fromkeys((name.encode() for name in derivation.outputs), b""), **derivation.env}
+    derivation = replace(derivation, env=env)
     paths = output_paths(derivation, lookup, store_dir)
     outputs = dict(derivation.outputs)
-    env = dict(derivation.env)
     for name, path in paths.items():
         if path is None:
             if isinstance(outputs[name], DeferredOutput):
