@@ -26,6 +26,7 @@ from executor.config import Settings, load_settings
 from executor.derivation import Derivation
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
+from executor.store.layout import make_store_writable
 from executor.store.local import LocalStore
 from executor.store.location import StoreLocation, parse_store_url
 from executor.store.settings import StoreSettings
@@ -73,7 +74,9 @@ class Executor:
     async def __aenter__(self) -> Executor:
         if os.geteuid() != 0:
             raise UsageError("building needs root; run this as root, for example with sudo")
-        # Before any thread exists: the spawner is forked from this process once.
+        # Before any thread and the spawner exist, so that all of them share the view.
+        if os.path.isdir(self.location.real_store_dir):
+            make_store_writable(self.location.real_store_dir)
         spawner = Spawner.start()
         store = StoreThread(self._open_store)
         workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="output")

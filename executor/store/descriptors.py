@@ -4,45 +4,16 @@ Everything here takes the descriptor of an already trusted directory and one nam
 of these calls run as root on trees that a hostile program has written.
 """
 
-import ctypes
 import errno
-import functools
 import os
 import stat
-from collections.abc import Callable
+
+from executor.store.syscalls import open_beneath
 
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: should the name have become a FIFO since it was looked at, open returns at once.
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# The number of openat2 is the same on all architectures but alpha, which nobody builds on.
-_SYS_OPENAT2 = 437
-_RESOLVE_NO_XDEV = 0x01
-_RESOLVE_NO_SYMLINKS = 0x04
-_RESOLVE_BENEATH = 0x08
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
-
-
-@functools.cache
-def _syscall() -> Callable[..., int]:
-    function = ctypes.CDLL(None, use_errno=True).syscall
-    function.restype = ctypes.c_long
-    function.argtypes = (
-        ctypes.c_long,
-        ctypes.c_long,
-        ctypes.c_char_p,
-        ctypes.POINTER(_OpenHow),
-        ctypes.c_size_t,
-    )
-    return function
 
 
 def fd_path(fd: int) -> str:
@@ -91,18 +62,13 @@ def open_directory_same_mount(parent_fd: int, name: bytes) -> int:
 
     Raises OSError with EXDEV for a mount point, bind mounts of the same file system included.
     """
-    how = _OpenHow(DIRECTORY_FLAGS, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
-    while True:
-        fd = _syscall()(_SYS_OPENAT2, parent_fd, name, ctypes.byref(how), ctypes.sizeof(how))
-        if fd >= 0:
-            return fd
-        code = ctypes.get_errno()
-        if code in (errno.EINTR, errno.EAGAIN):
-            continue
-        if code in (errno.ENOSYS, errno.EPERM, errno.EACCES):
-            # No openat2 (or a container's filter on it), or a directory whose mode locks us out.
-            return _open_comparing_mounts(parent_fd, name)
-        raise OSError(code, os.strerror(code), name)
+    try:
+        return open_beneath(parent_fd, name, DIRECTORY_FLAGS)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+            raise
+    # No openat2 (or a container's filter on it), or a directory whose mode locks us out.
+    return _open_comparing_mounts(parent_fd, name)
 
 
 def _open_comparing_mounts(parent_fd: int, name: bytes) -> int:

@@ -1,6 +1,5 @@
 """The directories and files of a store: made where they are missing, exactly as Nix makes them."""
 
-import ctypes
 import errno
 import grp
 import os
@@ -14,10 +13,9 @@ from executor.store.errors import SchemaError
 from executor.store.location import StoreLocation
 from executor.store.locks import open_lock_file, try_lock, unlock, wait_lock
 from executor.store.settings import StoreSettings
+from executor.store.syscalls import remount_writable, unshare_mounts
 
 _STORE_MODE = 0o1775
-_CLONE_NEWNS = 0x00020000
-_MS_REMOUNT_BIND = 0x20 | 0x1000
 
 
 @dataclass(slots=True)
@@ -214,14 +212,12 @@ def make_store_writable(real_store_dir: str) -> bool:
     """
     if os.geteuid() != 0 or not os.statvfs(real_store_dir).f_flag & os.ST_RDONLY:
         return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(ctypes.c_int(_CLONE_NEWNS)) != 0:
-        raise StoreError(f"cannot make a mount namespace: {os.strerror(ctypes.get_errno())}")
-    mounted = libc.mount(
-        None, os.fsencode(real_store_dir), b"none", ctypes.c_ulong(_MS_REMOUNT_BIND), None
-    )
-    if mounted != 0:
-        code = ctypes.get_errno()
-        hint = " (it is not a mount point)" if code == errno.EINVAL else ""
-        raise StoreError(f"cannot remount '{real_store_dir}' writable: {os.strerror(code)}{hint}")
+    try:
+        unshare_mounts()
+        remount_writable(real_store_dir)
+    except OSError as error:
+        hint = " (it is not a mount point)" if error.errno == errno.EINVAL else ""
+        raise StoreError(
+            f"cannot remount '{real_store_dir}' writable: {error.strerror}{hint}"
+        ) from error
     return True

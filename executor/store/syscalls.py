@@ -1,0 +1,68 @@
+"""The two system calls that the store needs and Python lacks: openat2, and a private mount view.
+
+The only module of the store with ctypes; each function is checked and raises ``OSError``.
+"""
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Callable
+
+# The number of openat2 is the same on all architectures but alpha, which nobody builds on.
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_CLONE_NEWNS = 0x00020000
+_MS_REMOUNT_BIND = 0x20 | 0x1000
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+@functools.cache
+def _syscall() -> Callable[..., int]:
+    function = ctypes.CDLL(None, use_errno=True).syscall
+    function.restype = ctypes.c_long
+    function.argtypes = (
+        ctypes.c_long,
+        ctypes.c_long,
+        ctypes.c_char_p,
+        ctypes.POINTER(_OpenHow),
+        ctypes.c_size_t,
+    )
+    return function
+
+
+def open_beneath(parent_fd: int, name: bytes, flags: int) -> int:
+    """Open below a directory without following links or crossing into another mount."""
+    how = _OpenHow(flags, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
+    while True:
+        fd = _syscall()(_SYS_OPENAT2, parent_fd, name, ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        if code not in (errno.EINTR, errno.EAGAIN):
+            raise OSError(code, os.strerror(code), name)
+
+
+def unshare_mounts() -> None:
+    """Move the calling thread to a mount namespace of its own."""
+    if ctypes.CDLL(None, use_errno=True).unshare(ctypes.c_int(_CLONE_NEWNS)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def remount_writable(path: str) -> None:
+    """Make a mount writable in this mount namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = ctypes.c_ulong(_MS_REMOUNT_BIND)
+    if libc.mount(None, os.fsencode(path), b"none", flags, None) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path)
