@@ -9,7 +9,7 @@ executor's end of the socket is gone, everything is killed.
 
 from __future__ import annotations
 
-import ctypes.util  # noqa: F401 - pyseccomp needs it, and nothing may be imported after the start
+import contextlib
 import gc
 import importlib
 import os
@@ -158,10 +158,14 @@ def main(control_fd: int, preload: list[str]) -> None:
             functions=functions,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the executor must hear of it
-        control.send(pack(("broken", f"{type(error).__name__}: {error}")))
+        with contextlib.suppress(OSError):
+            control.send(pack(("broken", f"{type(error).__name__}: {error}")))
         sys.exit(1)
     # Less to copy for each child: no collection moves what is here.
     gc.collect()
     gc.freeze()
-    control.send(pack(("ready",)))
+    try:
+        control.send(pack(("ready",)))
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the executor needed us for nothing, and has ended
     _Server(control, machine).serve()

@@ -20,7 +20,7 @@ from executor.build.events import (
     WaitingForLock,
     WaitingForUser,
 )
-from executor.build.failure import BuildFailureError, builder_failure, unable
+from executor.build.failure import BuildFailureError, unable
 from executor.build.install import install
 from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine
 from executor.build.outputs import OutputRules, StagedOutput, collect_outputs
@@ -31,6 +31,7 @@ from executor.build.request import BuildRequest, make_request, shares_with_host
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
 from executor.build.users import BuildUser
+from executor.build.verdict import builder_failure
 from executor.build.workspace import Workspace, WorkspaceOwner, write_build_file
 from executor.errors import ExecutorError
 from executor.store.locks import PathLocks

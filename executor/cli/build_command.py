@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, exit_status
 from executor.cli.options import Invocation
+from executor.cli.stores import open_store
 from executor.cli.targets import resolve_targets
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
@@ -45,24 +46,23 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     """Build; what is valid already is found without starting anything."""
     if os.geteuid() != 0:
         raise UsageError("building needs root: namespaces, mounts and build users; try sudo")
-    from executor.api import store_settings
-
-    settings = store_settings(invocation.settings)
-    with LocalStore.open(invocation.location, settings=settings) as store:
+    with open_store(invocation) as store:
         targets = resolve_targets(store, arguments.targets)
         plan = make_plan(store, targets)
         if all(plan.nodes[target.drv_path].is_done for target in targets):
             invocation.say(2, "all outputs are already valid")
-            return _finish(invocation, arguments, store, targets, _already_valid(plan, targets))
+            _finish(invocation, arguments, store, targets, _already_valid(plan, targets))
+            return 0
         if arguments.dry_run:
             return _dry_run(invocation, plan)
     try:
-        results = _build(invocation, arguments, targets)
+        results, code = _build(invocation, arguments, targets)
     except KeyboardInterrupt:
         invocation.say(0, "error: interrupted by the user")
         return _INTERRUPTED
-    with LocalStore.open(invocation.location, settings=settings) as store:
-        return _finish(invocation, arguments, store, targets, results)
+    with open_store(invocation) as store:
+        _finish(invocation, arguments, store, targets, results)
+    return code
 
 
 def _already_valid(plan: Plan, targets: Sequence[Target]) -> list[BuildResult]:
@@ -92,13 +92,16 @@ def _dry_run(invocation: Invocation, plan: Plan) -> int:
 
 def _build(
     invocation: Invocation, arguments: argparse.Namespace, targets: Sequence[Target]
-) -> list[BuildResult]:
+) -> tuple[list[BuildResult], int]:
+    """Results of the targets, and the exit code, which failures on the way have a say in."""
     # Imported here: a command that finds everything valid needs none of it.
     import asyncio
 
     from executor.api import Executor
+    from executor.build.events import BuildFinished
     from executor.cli.progress import make_display
 
+    everything: list[BuildResult] = []
     display = make_display(
         arguments.log_format,
         print_logs=arguments.print_build_logs,
@@ -106,14 +109,19 @@ def _build(
         store_dir=invocation.location.store_dir,
     )
 
+    def collect(event: object) -> None:
+        if isinstance(event, BuildFinished):
+            everything.append(event.result)
+
     async def build() -> list[BuildResult]:
         executor = Executor(store=invocation.store, settings=invocation.settings)
         executor.subscribe(display.take)
+        executor.subscribe(collect)
         async with executor:
             return await executor.build_all(targets)
 
     try:
-        return asyncio.run(build())
+        return asyncio.run(build()), exit_status(everything)
     finally:
         display.close()
 
@@ -124,8 +132,8 @@ def _finish(
     store: LocalStore,
     targets: Sequence[Target],
     results: Sequence[BuildResult],
-) -> int:
-    """Print what there is, keep it from the collector if asked to, and give the exit code."""
+) -> None:
+    """Print what there is, and keep it from the collector if asked to."""
     for target, result in zip(targets, results, strict=True):
         if result.success:
             _keep(store, arguments.add_root, target, result)
@@ -135,7 +143,6 @@ def _finish(
         for target, result in zip(targets, results, strict=True):
             for path in _wanted(target, result) if result.success else ():
                 print(invocation.location.store_dir.render(path))
-    return exit_status(results)
 
 
 def _wanted(target: Target, result: BuildResult) -> list[StorePath]:
