@@ -57,7 +57,10 @@ class _Server:
                     self._reap(fd)
 
     def _take_request(self) -> bool:
-        data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 3)
+        try:
+            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 3)
+        except ConnectionResetError:
+            return False  # the executor hung up with an answer of ours unread
         if not data:
             return False
         request = cast(tuple[str, int], unpack(data))[1]

@@ -19,8 +19,8 @@ from sandbox import Spawner
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# What a builtin imports before it is confined; see executor.builtins.
-BUILTIN_MODULES = ("executor.builtins.main",)
+# What the builtins' spawner has loaded before it confines anything.
+BUILTIN_ENTRY = "executor.builtins.main:run_builtin"
 
 
 class StoreThread:
@@ -96,7 +96,7 @@ class BuildContext:
             return self.spawner
         async with self._starting:
             if self.builtin_spawner is None:
-                self.builtin_spawner = Spawner.start(preload=BUILTIN_MODULES)
+                self.builtin_spawner = Spawner.start(preload=(BUILTIN_ENTRY,))
         return self.builtin_spawner
 
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from executor.build.context import BUILTIN_ENTRY
 from executor.build.failure import rejected_input
 from executor.build.prepare import Preparation
 from executor.build.sandbox_files import sandbox_files
@@ -25,7 +26,6 @@ from executor.formats.store_path import StoreDir
 from executor.store.local import LocalStore
 from sandbox import Bind, Call, Exec, File, InputPath, Network, SandboxSpec, SpecError
 
-BUILTIN_ENTRY = "executor.builtins.main:run_builtin"
 _RESOLVER_FILES = ("/etc/resolv.conf", "/etc/services", "/etc/hosts")
 _CA_TARGET = b"/etc/ssl/certs/ca-certificates.crt"
 _METHODS = {

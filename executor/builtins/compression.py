@@ -39,6 +39,10 @@ def _open_zstd(raw: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, reader)
 
 
+def _open_lzma(raw: BinaryIO) -> BinaryIO:
+    return cast(BinaryIO, lzma.LZMAFile(raw, format=lzma.FORMAT_ALONE))
+
+
 def open_xz(raw: BinaryIO) -> BinaryIO:
     """The decompressed contents of an xz file."""
     return cast(BinaryIO, lzma.LZMAFile(raw, format=lzma.FORMAT_XZ))
@@ -49,7 +53,7 @@ _OPENERS: tuple[tuple[bytes, Callable[[BinaryIO], BinaryIO]], ...] = (
     (b"BZh", lambda raw: cast(BinaryIO, bz2.BZ2File(raw))),
     (b"\xfd7zXZ\x00", open_xz),
     (b"\x28\xb5\x2f\xfd", _open_zstd),
-    (b"\x5d\x00\x00", lambda raw: cast(BinaryIO, lzma.LZMAFile(raw, format=lzma.FORMAT_ALONE))),
+    (b"\x5d\x00\x00", _open_lzma),
 )
 _UNSUPPORTED = (
     (b"\x1f\x9d", "compress"),
