@@ -145,12 +145,20 @@ class _Job:
             staged = await self._collect(workspace, preparation, user)
             await self._install(staged, preparation)
         except BuildFailureError:
-            keep = self._context.settings.keep_failed and not preparation.derivation.is_builtin
-            if keep and owner.is_open:
-                self._kept = await self._context.work(owner.keep_build_directory)
+            await self._keep(owner, preparation)
             raise
         finally:
             await self._context.work(owner.close)
+
+    async def _keep(self, owner: WorkspaceOwner, preparation: Preparation) -> None:
+        """Leave the build directory for inspection; a builtin's may hold secrets (row M5)."""
+        wanted = self._context.settings.keep_failed and not preparation.derivation.is_builtin
+        if not (wanted and owner.is_open):
+            return
+        try:
+            self._kept = await self._context.work(owner.keep_build_directory)
+        except (ExecutorError, OSError) as error:
+            self._context.emit(Notice(level=1, text=f"can't keep the build directory: {error}"))
 
     async def _request(
         self, preparation: Preparation, user: BuildUser, workspace: Workspace

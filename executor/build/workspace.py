@@ -27,6 +27,7 @@ from executor.build.users import BuildUser
 from executor.errors import StoreError
 from executor.store.tree import delete_tree
 
+_MAX_KEPT_DEPTH = 256
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -178,21 +179,40 @@ def check_build_root(path: str) -> None:
 
 
 def take_ownership(parent_fd: int, name: str | bytes) -> None:
-    """Give a tree to root, file by file, without following links or crossing into new mounts."""
-    stack: list[int] = [_open_directory(name, parent_fd)]
-    while stack:
-        directory = stack.pop()
-        try:
-            os.fchown(directory, 0, 0)
-            os.fchmod(directory, 0o755)
-            for entry in os.listdir(directory):
-                status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
-                    stack.append(_open_directory(entry, directory))
-                else:
-                    os.chown(entry, 0, 0, dir_fd=directory, follow_symlinks=False)
-        finally:
+    """Give a tree to root, without following links; one descriptor a level is open.
+
+    Raises ``StoreError`` for a tree that is deeper than any honest build makes.
+    """
+    levels: list[tuple[int, list[str]]] = []
+    try:
+        levels.append(_take_directory(parent_fd, name))
+        while levels:
+            directory, names = levels[-1]
+            if not names:
+                os.close(levels.pop()[0])
+                continue
+            entry = names.pop()
+            status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
+                os.chown(entry, 0, 0, dir_fd=directory, follow_symlinks=False)
+            elif len(levels) < _MAX_KEPT_DEPTH:
+                levels.append(_take_directory(directory, entry))
+            else:
+                raise StoreError("the build directory is nested too deeply to be kept")
+    finally:
+        for directory, _names in levels:
             os.close(directory)
+
+
+def _take_directory(parent_fd: int, name: str | bytes) -> tuple[int, list[str]]:
+    directory = _open_directory(name, parent_fd)
+    try:
+        os.fchown(directory, 0, 0)
+        os.fchmod(directory, 0o755)
+        return directory, os.listdir(directory)
+    except BaseException:
+        os.close(directory)
+        raise
 
 
 def _open_directory(name: str | bytes, parent_fd: int) -> int:
