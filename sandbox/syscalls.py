@@ -112,22 +112,26 @@ def clone3(flags: int) -> tuple[int, int]:
 
 
 def unshare(flags: int) -> None:
+    """unshare(2)."""
     if _libc.unshare(ctypes.c_int(flags)) != 0:
         _fail()
 
 
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes = b"") -> None:
+    """mount(2)."""
     result = _libc.mount(source, target, kind, ctypes.c_ulong(flags), data or None)
     if result != 0:
         _fail(target)
 
 
 def umount2(target: bytes, flags: int) -> None:
+    """umount2(2)."""
     if _libc.umount2(target, ctypes.c_int(flags)) != 0:
         _fail(target)
 
 
 def pivot_root(new_root: bytes, put_old: bytes) -> None:
+    """pivot_root(2)."""
     _call(_SYS["pivot_root"], new_root, put_old, path=new_root)
 
 
@@ -173,15 +177,18 @@ def close_range(first: int, last: int) -> None:
 
 
 def sethostname(name: bytes) -> None:
+    """sethostname(2)."""
     if _libc.sethostname(name, ctypes.c_size_t(len(name))) != 0:
         _fail()
 
 
 def setdomainname(name: bytes) -> None:
+    """setdomainname(2)."""
     _call(_SYS["setdomainname"], name, ctypes.c_size_t(len(name)))
 
 
 def personality(persona: int) -> None:
+    """personality(2)."""
     if _libc.personality(ctypes.c_ulong(persona)) == -1:
         _fail()
 

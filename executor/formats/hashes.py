@@ -104,6 +104,7 @@ def new_hasher(algorithm: HashAlgorithm) -> Hasher:
 
 
 def hash_bytes(algorithm: HashAlgorithm, data: bytes) -> Hash:
+    """The hash of ``data``."""
     hasher = new_hasher(algorithm)
     hasher.update(data)
     return Hash(algorithm, hasher.digest())

@@ -94,7 +94,9 @@ def _root_of_base(spec: str, base: str, working_directory: str | None) -> str | 
             " stores are not supported yet"
         )
     if separator or "/" not in base:
-        raise ConfigError(f"cannot parse store '{spec}'")
+        raise ConfigError(
+            f"cannot parse store '{spec}'; a directory is written with a slash, as './{spec}'"
+        )
     return _absolute("root", os.path.join(working_directory or os.getcwd(), base))
 
 

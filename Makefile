@@ -1,0 +1,36 @@
+# Root does the work here: `sudo make demo`, `sudo make test`. See README.md.
+
+PYTHON ?= python3
+VENV = .venv/bin
+# Seconds one test may take before it is ended, and what to run: make test T=tests/store
+T ?= tests
+export PYTHON
+
+.PHONY: demo test test-long lint bench clean setup-run setup-test
+
+demo: setup-run
+	@scripts/demo.sh
+
+test: setup-test
+	@$(VENV)/python -m pytest -q $(T)
+
+test-long: setup-test
+	@$(VENV)/python -m pytest -q -m long --timeout 1800 $(T)
+
+lint: setup-test
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+
+bench: setup-test
+	@$(VENV)/python -m benchmarks.budget $(ARGS)
+
+clean:
+	rm -rf demo-store .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup-run:
+	@scripts/setup.sh run
+
+setup-test:
+	@scripts/setup.sh test

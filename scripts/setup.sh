@@ -1,0 +1,73 @@
+#!/bin/sh
+# Installs what running (`setup.sh run`) or testing (`setup.sh test`) needs and is missing, and
+# says what. Nothing is installed that is there already; a second run takes a moment.
+set -eu
+
+purpose=${1:-run}
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+venv=.venv
+
+say() { echo "setup: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+[ "$(id -u)" = 0 ] || die "building needs root, and so does installing: run this with sudo"
+
+# One line a need: how to see that it is there, and the Debian package that brings it.
+missing=""
+need() {
+    package=$1; shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+header() { echo "#include <$1>" | gcc -E -o /dev/null -; }
+python_headers() {
+    "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
+}
+library() { ldconfig -p | grep -q "$1"; }
+
+need python3 command -v "$python"
+need python3-venv "$python" -c 'import venv, ensurepip'
+need python3-dev python_headers
+need gcc command -v gcc
+need libc6-dev header stdio.h
+need libcap-dev header sys/capability.h
+need libseccomp2 library libseccomp.so.2
+need busybox-static test -x /bin/busybox
+need make command -v make
+if [ "$purpose" = test ]; then
+    need nix-bin command -v nix-store
+    need xz-utils command -v xz
+    need dpkg-dev command -v dpkg-source
+    need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
+    need procps command -v ps
+fi
+
+if [ -n "$missing" ]; then
+    command -v apt-get >/dev/null || die "these Debian packages, or what they hold, are missing, \
+and there is no apt-get to install them:$missing"
+    say "installing the system packages$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    timeout 600 apt-get -qq update || die "apt-get update failed (is the network there?)"
+    # shellcheck disable=SC2086  # a list of words
+    timeout 900 apt-get -qq install --no-install-recommends -y $missing >/dev/null \
+        || die "apt-get could not install:$missing"
+fi
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+    || die "Python 3.11 or newer is needed; set PYTHON to one (found: $("$python" --version))"
+
+case $purpose in
+    test) target='.[dev]' ;;
+    *) target=. ;;
+esac
+# What was installed last, so that only a change of the list installs again.
+wanted="$target $("$python" --version) $(sha256sum pyproject.toml)"
+stamp=$venv/.installed-$purpose
+if [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+    say "installing the Python packages of pyproject.toml ($target) into $venv/"
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    timeout 900 "$venv/bin/pip" install --quiet --disable-pip-version-check \
+        --root-user-action=ignore -e "$target" \
+        || die "pip could not install the packages (is the network there?)"
+    echo "$wanted" > "$stamp"
+fi
