@@ -33,6 +33,10 @@ from executor.store.path_info import PathInfo
 SYSTEM = "x86_64-linux"
 BUSYBOX = "/bin/busybox"
 _APPLETS = "sh busybox cat chmod chown dd head ln ls mkdir mkfifo mknod nc rm seq sleep touch yes"
+# Host directories in a sandbox, for builders that need more than a shell.
+HOST_PROGRAMS = tuple(
+    SandboxPath(target=path, source=path, read_only=True) for path in ("/usr", "/lib", "/lib64")
+)
 _PATIENCE = 60.0
 # In a script: finds the output with structured attributes too, where no variable has it.
 FIND_OUT = """[ -n "$out" ] || IFS="'" read a b c out rest < .attrs.sh"""
@@ -139,6 +143,10 @@ class Workshop:
 
     def store(self) -> LocalStore:
         return LocalStore.open(self.location)
+
+    @property
+    def database(self) -> Path:
+        return Path(self.location.state_dir, "db/db.sqlite")
 
     def real(self, path: StorePath) -> Path:
         return Path(self.location.real_store_dir, path.base_name)

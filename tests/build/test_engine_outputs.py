@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from executor.build.result import BuildStatus, FailureCause, exit_status
-from executor.config import SandboxPath
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import make_fixed_output_path
-from tests.build.conftest import FIND_OUT, Workshop, fixed, sha256, structured
+from tests.build.conftest import FIND_OUT, HOST_PROGRAMS, Workshop, fixed, sha256, structured
 
 pytestmark = pytest.mark.root
 
@@ -188,15 +187,12 @@ def test_an_unacceptable_output_is_refused(
 
 def test_a_socket_in_an_output_is_refused(workshop: Workshop) -> None:
     """Also: what a sandbox that shows host directories leaves is copied before it is looked at."""
-    paths = tuple(
-        SandboxPath(target=path, source=path, read_only=True) for path in ("/usr", "/lib", "/lib64")
-    )
     code = (
         "import os, socket; os.mkdir(os.environ['out']); os.chdir(os.environ['out']);"
         "socket.socket(socket.AF_UNIX).bind('socket')"
     )
     drv = workshop.make("socket", builder=b"/usr/bin/python3", args=(b"-c", code.encode()))
-    run = workshop.build(drv, sandbox_paths=paths)
+    run = workshop.build(drv, sandbox_paths=HOST_PROGRAMS)
     assert run.result.status is BuildStatus.OUTPUT_REJECTED, run
     assert "socket" in run.result.message
     assert workshop.leftovers() == []
