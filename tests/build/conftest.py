@@ -94,6 +94,14 @@ class Workshop:
         self.location: StoreLocation = parse_store_url(str(self.root), {})
         self.settings = _settings()
 
+    def change(self, **settings: Any) -> None:
+        """Other settings from now on, for the command line too where it hears of them."""
+        self.settings = replace(self.settings, **settings)
+
+    def shown(self, source: Path, target: str) -> SandboxPath:
+        """A directory of the test that builders can look into."""
+        return SandboxPath(target=target, source=str(source), read_only=True)
+
     # Derivations.
 
     def make(
