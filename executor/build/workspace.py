@@ -16,11 +16,13 @@ could write is ever followed.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from executor.build.users import BuildUser
@@ -28,6 +30,8 @@ from executor.errors import StoreError
 from executor.store.tree import delete_tree
 
 _MAX_KEPT_DEPTH = 256
+# Not how stock Nix names its own, which may lie beside them.
+_TOP_NAME = re.compile(r"nix-[0-9]+-[0-9a-f]{16}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -100,10 +104,9 @@ class WorkspaceOwner:
     def _make(self) -> Workspace:
         os.makedirs(self._build_root, mode=0o755, exist_ok=True)
         check_build_root(self._build_root)
-        self._top_name = f"nix-{os.getpid()}-{secrets.token_hex(8)}"
         root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
-        os.mkdir(self._top_name, 0o700, dir_fd=root_fd)
-        top_fd = self._hold(os.open(self._top_name, _DIRECTORY, dir_fd=root_fd))
+        sweep(root_fd)
+        top_fd = self._make_top(root_fd)
         build_fd = self._subdirectory(top_fd, "build", 0o700, self._user.uid, self._user.gid)
         chroot_fd = self._make_chroot()
         self._subdirectory(chroot_fd, "root", 0o700, 0, 0)
@@ -120,6 +123,17 @@ class WorkspaceOwner:
             final_fd=self._subdirectory(chroot_fd, "final", 0o700, 0, 0),
         )
 
+    def _make_top(self, root_fd: int) -> int:
+        """The directory of this build, locked as long as it is in use; see ``sweep``."""
+        while True:
+            name = self._top_name = f"nix-{os.getpid()}-{secrets.token_hex(8)}"
+            os.mkdir(name, 0o700, dir_fd=root_fd)
+            with suppress(FileNotFoundError):
+                top_fd = self._hold(os.open(name, _DIRECTORY, dir_fd=root_fd))
+                if _try_lock(top_fd) and os.fstat(top_fd).st_nlink:
+                    return top_fd
+            # Another executor's sweep came between making and locking, and took it away.
+
     def _make_chroot(self) -> int:
         _delete(self._chroot_path)  # what a killed run left
         os.mkdir(self._chroot_path, 0o700)
@@ -135,6 +149,28 @@ class WorkspaceOwner:
     def _hold(self, descriptor: int) -> int:
         self._descriptors.append(descriptor)
         return descriptor
+
+
+def sweep(root_fd: int) -> None:
+    """Delete build directories whose executors were killed.
+
+    A living one holds a lock on its directory, and a directory that was kept on purpose has
+    another mode. What can't be deleted is left: it is no reason not to build.
+    """
+    for name in filter(_TOP_NAME.fullmatch, os.listdir(root_fd)):
+        with suppress(OSError, StoreError), _opened(name, root_fd) as top_fd:
+            status = os.fstat(top_fd)
+            is_ours = status.st_uid == 0 and stat.S_IMODE(status.st_mode) == 0o700
+            if is_ours and _try_lock(top_fd):
+                delete_tree(root_fd, os.fsencode(name))
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_build_file(
