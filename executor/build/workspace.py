@@ -106,14 +106,14 @@ class WorkspaceOwner:
         check_build_root(self._build_root)
         root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
         sweep(root_fd)
-        top_fd = self._make_top(root_fd)
+        top_name, top_fd = self._make_top(root_fd)
         build_fd = self._subdirectory(top_fd, "build", 0o700, self._user.uid, self._user.gid)
         chroot_fd = self._make_chroot()
         self._subdirectory(chroot_fd, "root", 0o700, 0, 0)
         scratch_fd = self._subdirectory(chroot_fd, "store", 0o1775, 0, self._user.gid)
         self._subdirectory(chroot_fd, "tmp", 0o1777, 0, 0)
         return Workspace(
-            build_directory=os.path.join(self._build_root, self._top_name, "build"),
+            build_directory=os.path.join(self._build_root, top_name, "build"),
             root_directory=os.path.join(self._chroot_path, "root"),
             scratch_store=os.path.join(self._chroot_path, "store"),
             temporary_directory=os.path.join(self._chroot_path, "tmp"),
@@ -123,7 +123,7 @@ class WorkspaceOwner:
             final_fd=self._subdirectory(chroot_fd, "final", 0o700, 0, 0),
         )
 
-    def _make_top(self, root_fd: int) -> int:
+    def _make_top(self, root_fd: int) -> tuple[str, int]:
         """The directory of this build, locked as long as it is in use; see ``sweep``."""
         while True:
             name = self._top_name = f"nix-{os.getpid()}-{secrets.token_hex(8)}"
@@ -131,7 +131,7 @@ class WorkspaceOwner:
             with suppress(FileNotFoundError):
                 top_fd = self._hold(os.open(name, _DIRECTORY, dir_fd=root_fd))
                 if _try_lock(top_fd) and os.fstat(top_fd).st_nlink:
-                    return top_fd
+                    return name, top_fd
             # Another executor's sweep came between making and locking, and took it away.
 
     def _make_chroot(self) -> int:
