@@ -115,6 +115,11 @@ SHARE = {"share/x/y": "deep"}
             id="the-first-may-win",
         ),
         pytest.param(
+            [Installed("p", {"x/y": "p"}, priority=3), Installed("q", {"x": "q"}, priority=7)],
+            {"x": "p/x"},
+            id="a-file-gives-way-to-a-directory",
+        ),
+        pytest.param(
             [Installed("p", BIN_A), Installed("q", BIN_A, active="false")],
             {"bin": "p/bin"},
             id="inactive-ones-are-left-out",
@@ -151,17 +156,22 @@ def test_an_environment_has(
 
 
 @pytest.mark.parametrize(
-    ("trees", "message"),
+    ("packages", "message"),
     [
-        ([BIN_A, BIN_A], "There is a conflict for the following files:"),
-        ([{"x": "file"}, {"x/y": "below"}], "and non-directory '"),
-        ([{"x/y": "below"}, {"x": "file"}], "There is a conflict for the following files:"),
-        ([{"x/y": "1"}, {"x/z": "2"}, {"x": "file"}], "collision between non-directory '"),
+        ([(5, BIN_A), (5, BIN_A)], "There is a conflict for the following files:"),
+        ([(1, {"x": "file"}), (2, {"x/y": "below"})], "and non-directory '"),
+        ([(1, {"x/y": "1"}), (2, {"x/z": "2"}), (3, {"x": "file"})], "between non-directory '"),
     ],
-    ids=["files", "file-directory", "directory-file", "merged-file"],
+    ids=["files", "directory-over-file", "file-over-merged-directory"],
 )
-def test_a_collision_fails(workshop: Workshop, trees: list[Tree], message: str) -> None:
-    run, drv = install(workshop, *(Installed(f"p{i}", tree) for i, tree in enumerate(trees)))
+def test_a_collision_fails(
+    workshop: Workshop, packages: list[tuple[int, Tree]], message: str
+) -> None:
+    """Packages of one priority come in the order of their paths, so some have several here."""
+    installed = [
+        Installed(f"p{number}", tree, priority) for number, (priority, tree) in enumerate(packages)
+    ]
+    run, drv = install(workshop, *installed)
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
     assert message in b"\n".join(run.log).decode()
     assert not workshop.is_valid(drv.out)
