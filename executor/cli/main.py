@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        return _run([word for word in words if word != "--debug"])
+        code = _run([word for word in words if word != "--debug"])
+        _flush_output()
+        return code
     except ExecutorError as error:
         return _complain(str(error), debug)
     except KeyboardInterrupt:
@@ -59,6 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last net: no traceback for users
         text = f"{type(error).__name__}: {error} (this is a bug; --debug shows where)"
         return _complain(f"internal error: {text}", debug)
+
+
+def _flush_output() -> None:
+    """Write out what was printed while an error can still be told; what can't be is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise
 
 
 def _complain(text: str, debug: bool) -> int:
