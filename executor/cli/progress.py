@@ -46,16 +46,14 @@ class Display(Protocol):
 def make_display(
     log_format: str | None, *, print_logs: bool, verbosity: int, store_dir: StoreDir
 ) -> Display:
-    """The display that the options, or else the terminal, ask for."""
+    """The display that the options ask for; a status line only where there is a terminal."""
     out = sys.stderr
     if log_format == "internal-json":
         return JsonDisplay(out, store_dir)
     is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     logs = print_logs or log_format in ("raw-with-logs", "bar-with-logs")
-    if log_format is None and not is_terminal:
-        log_format = "raw"
     plain = PlainDisplay(out, store_dir, verbosity=verbosity, print_logs=logs)
-    if log_format in ("raw", "raw-with-logs"):
+    if log_format in ("raw", "raw-with-logs") or not is_terminal:
         return plain
     return BarDisplay(plain, out)
 
