@@ -1,0 +1,337 @@
+"""What a run looks like: plain lines, a status line on a terminal, Nix's JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from executor.build.events import (
+    BuildFinished,
+    BuildLogLine,
+    BuildPhase,
+    BuildStarted,
+    Event,
+    GraphPlanned,
+    Notice,
+    WaitingForLock,
+    WaitingForUser,
+)
+from executor.build.result import BuildResult, BuildStatus
+from executor.cli.progress import (
+    BarDisplay,
+    Display,
+    JsonDisplay,
+    PlainDisplay,
+    make_display,
+    printable,
+)
+from executor.formats.store_path import StoreDir, StorePath
+from tests.build.conftest import Workshop
+from tests.build.conftest import workshop as workshop
+
+STORE = StoreDir("/nix/store")
+DRV = StorePath("0" * 32, "hello.drv")
+OTHER = StorePath("1" * 32, "other.drv")
+NAME = f"/nix/store/{'0' * 32}-hello.drv"
+OUT = StorePath("2" * 32, "hello")
+
+STARTED = BuildStarted(build_id=1, drv_path=DRV, start_time=100.0)
+LINE = BuildLogLine(build_id=1, drv_path=DRV, line=b"compiling")
+PHASE = BuildPhase(build_id=1, drv_path=DRV, phase="installPhase")
+DONE = BuildFinished(
+    result=BuildResult(drv_path=DRV, status=BuildStatus.BUILT, outputs={"out": OUT})
+)
+FAILED = BuildFinished(
+    result=BuildResult(
+        drv_path=DRV,
+        status=BuildStatus.PERMANENT_FAILURE,
+        message="builder failed\x1b[2J",
+        log_tail=(b"one", b"two\x07"),
+        log_path="/log",
+        kept_build_directory="/kept",
+    )
+)
+CANCELLED = BuildFinished(result=BuildResult(drv_path=DRV, status=BuildStatus.CANCELLED))
+
+
+def plain(*events: Event, verbosity: int = 3, print_logs: bool = False) -> str:
+    out = io.StringIO()
+    feed(PlainDisplay(out, STORE, verbosity=verbosity, print_logs=print_logs), events)
+    return out.getvalue()
+
+
+def feed(display: Display, events: Iterable[Event]) -> None:
+    for event in events:
+        display.take(event)
+    display.close()
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (GraphPlanned(will_build=(DRV,)), f"this derivation will be built:\n  {NAME}\n"),
+        (STARTED, f"building '{NAME}'...\n"),
+        (LINE, ""),
+        (PHASE, ""),
+        (DONE, ""),
+        (CANCELLED, ""),
+        (
+            FAILED,
+            "error: builder failed\ufffd[2J\n       last 2 lines of the log:\n"
+            "       > one\n       > two\ufffd\n"
+            f"       for the full log, run: executor log {NAME}\n"
+            "note: keeping build directory '/kept'\n",
+        ),
+        (
+            WaitingForLock(drv_path=DRV, paths=("/a", "/b")),
+            "waiting for lock on '/a', '/b'\n",
+        ),
+        (
+            WaitingForUser(drv_path=DRV),
+            f"waiting for a free build user ID for '{NAME}'\n",
+        ),
+        (Notice(level=0, text="bad\x07"), "error: bad\ufffd\n"),
+        (Notice(level=1, text="careful"), "warning: careful\n"),
+        (Notice(level=3, text="by the way"), "by the way\n"),
+        (Notice(level=4, text="talk"), ""),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_an_event_in_plain_lines(event: Event, expected: str) -> None:
+    assert plain(event) == expected
+
+
+def test_logs_are_shown_with_the_name_of_their_build() -> None:
+    assert plain(LINE, PHASE, print_logs=True) == "hello> compiling\nhello> phase: installPhase\n"
+
+
+def test_two_derivations_are_these() -> None:
+    text = plain(GraphPlanned(will_build=(DRV, OTHER)))
+    assert text.startswith("these 2 derivations will be built:\n")
+
+
+def test_quiet_leaves_errors() -> None:
+    assert plain(STARTED, Notice(level=1, text="x"), verbosity=0) == ""
+    assert plain(FAILED, verbosity=0).startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"plain \xc3\xa9 \tx", "plain é \tx"),
+        (b"\x1b[31mred\x1b[0m\x1b[1;4m", "\x1b[31mred\x1b[0m\x1b[1;4m"),
+        (b"\x1b[2J\x1b]0;title\x07", "\ufffd[2J\ufffd]0;title\ufffd"),
+        (b"\x9b31m \x7f \x00", "\ufffd31m \ufffd \ufffd"),
+        ("\x9b2J\x85".encode(), "\ufffd2J\ufffd"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        (b"\x1b", "\ufffd"),
+        (b"a\x08b\rc", "a\ufffdb\ufffdc"),
+    ],
+)
+def test_what_could_drive_a_terminal_is_replaced(line: bytes, expected: str) -> None:
+    assert printable(line) == expected
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    lines = text.splitlines()
+    assert all(line.startswith("@nix ") for line in lines)
+    return [json.loads(line.removeprefix("@nix ")) for line in lines]
+
+
+def as_json(*events: Event) -> list[dict[str, Any]]:
+    out = io.StringIO()
+    feed(JsonDisplay(out, STORE), events)
+    return objects(out.getvalue())
+
+
+def test_json_tells_of_a_build_as_nix_does() -> None:
+    told = as_json(GraphPlanned(will_build=(DRV,)), STARTED, LINE, PHASE, DONE)
+    assert told[0] == {"action": "start", "id": 0, "level": 0, "type": 104, "text": "", "parent": 0}
+    assert told[1] == {"action": "result", "id": 0, "type": 105, "fields": [0, 1, 0, 0]}
+    assert told[2] == {
+        "action": "start",
+        "id": 1,
+        "level": 3,
+        "type": 105,
+        "text": f"building '{NAME}'",
+        "fields": [NAME, "", 1, 1],
+        "parent": 0,
+    }
+    assert told[3:] == [
+        {"action": "result", "id": 1, "type": 101, "fields": ["compiling"]},
+        {"action": "result", "id": 1, "type": 104, "fields": ["installPhase"]},
+        {"action": "stop", "id": 1},
+        {"action": "result", "id": 0, "type": 105, "fields": [1, 1, 0, 0]},
+        {"action": "stop", "id": 0},
+    ]
+
+
+def test_json_tells_of_a_failure() -> None:
+    told = as_json(STARTED, FAILED)
+    assert {"action": "msg", "level": 0, "msg": "error: builder failed\x1b[2J"} in told
+    assert {"action": "result", "id": 0, "type": 105, "fields": [0, 0, 0, 1]} in told
+
+
+@pytest.mark.parametrize(
+    ("event", "level"),
+    [
+        (Notice(level=1, text="careful"), 1),
+        (WaitingForLock(drv_path=DRV, paths=("/a",)), 1),
+        (WaitingForUser(drv_path=DRV), 1),
+    ],
+)
+def test_json_tells_of_what_people_should_know(event: Event, level: int) -> None:
+    (message,) = [each for each in as_json(event) if each["action"] == "msg"]
+    assert message["level"] == level
+    assert message["msg"]
+
+
+def test_json_takes_bytes_that_are_no_text() -> None:
+    line = BuildLogLine(build_id=1, drv_path=DRV, line=b"\xff\x00\n")
+    assert as_json(line)[1]["fields"] == ["\ufffd\x00\n"]
+
+
+def bar() -> BarDisplay:
+    out = io.StringIO()
+    return BarDisplay(PlainDisplay(out, STORE, verbosity=0, print_logs=False), Terminal())
+
+
+class Terminal(io.StringIO):
+    """Looks like a terminal to the display: the width of file 0 or 1 isn't asked for."""
+
+    def fileno(self) -> int:
+        return TERMINAL
+
+
+TERMINAL = -1
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterable[None]:
+    """A real pseudo-terminal of 40 columns behind ``Terminal``."""
+    master, slave = pty.openpty()
+    subprocess.run(["stty", "cols", "40", "rows", "10"], stdin=slave, check=True)
+    monkeypatch.setattr(sys.modules[__name__], "TERMINAL", slave)
+    yield
+    os.close(master)
+    os.close(slave)
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([GraphPlanned(will_build=(DRV, OTHER))], "[0 building, 0 built, 2 left]"),
+        (
+            [GraphPlanned(will_build=(DRV, OTHER)), STARTED],
+            "[1 building, 0 built, 1 left] hello 5s",
+        ),
+        ([GraphPlanned(will_build=(DRV,)), STARTED, DONE], "[0 building, 1 built, 0 left]"),
+        (
+            [GraphPlanned(will_build=(DRV, OTHER)), STARTED, FAILED],
+            "[0 building, 0 built, 1 left, 1 failed]",
+        ),
+        (
+            [GraphPlanned(will_build=(DRV,)), STARTED, LINE],
+            "[1 building, 0 built, 0 left] hello 5s compiling",
+        ),
+    ],
+)
+def test_the_status_line_counts(events: list[Event], expected: str) -> None:
+    display = bar()
+    for event in events:
+        display.take(event)
+    assert display.status(105.2) == expected
+
+
+@pytest.mark.usefixtures("terminal")
+def test_the_status_line_fits_and_is_erased() -> None:
+    out = Terminal()
+    display = BarDisplay(PlainDisplay(out, STORE, verbosity=3, print_logs=False), out)
+    wide = BuildLogLine(build_id=1, drv_path=DRV, line=b"\x1b[31m" + b"x" * 200)
+    feed(display, [GraphPlanned(will_build=(DRV,)), wide, STARTED])
+    for piece in out.getvalue().split("\r\x1b[K"):
+        assert max(map(len, piece.split("\n"))) < 120
+        assert len(piece.rpartition("\n")[2]) <= 39
+    assert out.getvalue().endswith("\r\x1b[K")
+    assert f"building '{NAME}'...\n" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("log_format", "kind"),
+    [
+        (None, PlainDisplay),
+        ("raw", PlainDisplay),
+        ("raw-with-logs", PlainDisplay),
+        ("internal-json", JsonDisplay),
+        ("bar", PlainDisplay),
+        ("bar-with-logs", PlainDisplay),
+    ],
+)
+def test_the_format_chooses_the_display(
+    log_format: str | None, kind: type[Display], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no terminal here, so no status line either."""
+    display = make_display(log_format, print_logs=False, verbosity=3, store_dir=STORE)
+    assert type(display) is kind
+    capsys.readouterr()
+
+
+@pytest.mark.root
+def test_json_of_a_real_build(workshop: Workshop) -> None:
+    drv = workshop.make("talker", "echo said; echo > $out")
+    done = workshop.cli("build", drv.text, "--log-format", "internal-json")
+    told = objects(done.stderr)
+    assert [each["action"] for each in told if each.get("id") == 1] == ["start", "result", "stop"]
+    assert told[-1] == {"action": "stop", "id": 0}
+    assert done.stdout == f"{workshop.render(drv.out)}\n"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("log_format", ["bar", "bar-with-logs"])
+def test_a_bar_is_asked_for_where_there_is_no_terminal(workshop: Workshop, log_format: str) -> None:
+    drv = workshop.make("talker", "echo said; echo > $out")
+    done = workshop.cli("build", drv.text, "--log-format", log_format)
+    assert done.returncode == 0, done.stderr
+    assert ("talker> said" in done.stderr) is (log_format == "bar-with-logs")
+
+
+@pytest.mark.root
+def test_a_status_line_on_a_real_terminal(workshop: Workshop) -> None:
+    """Narrow: nothing that is drawn may wrap, because a wrapped line can't be erased."""
+    drv = workshop.make("talker", "for i in 1 2 3; do echo line $i; sleep 0.15; done; echo > $out")
+    master, slave = pty.openpty()
+    subprocess.run(["stty", "cols", "60", "rows", "10"], stdin=slave, check=True)
+    process = subprocess.Popen(
+        workshop.command("build", drv.text),
+        env={**workshop.environment(), "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        text=True,
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while piece := os.read(master, 4096):
+            shown += piece
+    except OSError:
+        pass  # Linux says so when the last one closes the other side
+    finally:
+        os.close(master)
+    stdout, _stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, f"{workshop.render(drv.out)}\n")
+    text = shown.decode()
+    assert "[1 building, 0 built, 0 left] talker 0s" in text
+    assert re.search(r"line [123]", text)
+    drawn = [piece.rpartition("\n")[2] for piece in text.split("\r\x1b[K")]
+    assert max(map(len, drawn)) < 60
+    assert text.endswith("\r\x1b[K")
