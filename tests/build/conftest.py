@@ -33,6 +33,9 @@ from executor.store.path_info import PathInfo
 SYSTEM = "x86_64-linux"
 BUSYBOX = "/bin/busybox"
 _APPLETS = "sh busybox cat chmod chown dd head ln ls mkdir mkfifo mknod nc rm seq sleep touch yes"
+# A command that doesn't end, and how its processes are told from those of another test run.
+FOREVER = f"sleep {10**8 + os.getpid()}"
+SLEEPING = FOREVER.replace(" ", "\0")
 # Host directories in a sandbox, for builders that need more than a shell.
 HOST_PROGRAMS = tuple(
     SandboxPath(target=path, source=path, read_only=True) for path in ("/usr", "/lib", "/lib64")

@@ -14,12 +14,11 @@ from executor.api import Executor
 from executor.build.events import BuildLogLine, BuildStarted, Event
 from executor.build.plan import Target
 from executor.build.result import BuildResult, BuildStatus
-from tests.build.conftest import Run, Workshop, processes_with
+from tests.build.conftest import FOREVER, SLEEPING, Run, Workshop, processes_with
 
 pytestmark = pytest.mark.root
 
-MARKER = "sleep\x003045"
-FOREVER = "echo begun; sleep 3045 & sh -c 'sleep 3045 & sleep 3045' & sleep 3045; echo > $out"
+ENDLESS = f"echo begun; {FOREVER} & sh -c '{FOREVER} & {FOREVER}' & {FOREVER}; echo > $out"
 
 
 def is_started(event: Event) -> bool:
@@ -60,11 +59,11 @@ async def cancel_at(
 def test_a_cancelled_build_leaves_nothing(
     workshop: Workshop, moment: Callable[[Event], bool] | float
 ) -> None:
-    drv = workshop.make("endless", FOREVER)
+    drv = workshop.make("endless", ENDLESS)
 
     async def go(executor: Executor) -> BuildResult:
         await cancel_at(executor, [Target(drv_path=drv.path)], moment)
-        assert processes_with(MARKER) == []
+        assert processes_with(SLEEPING) == []
         assert workshop.leftovers() == []
         return await executor.build(workshop.make("next").path)
 
@@ -76,7 +75,7 @@ def test_a_cancelled_build_leaves_nothing(
 def test_a_cancelled_derivation_can_be_built_at_once(workshop: Workshop) -> None:
     """Its locks, its directories and its build user are free again."""
     source = workshop.directory / "wait"
-    drv = workshop.make("again", "echo begun; test ! -e /wait/now || sleep 3045; echo > $out")
+    drv = workshop.make("again", f"echo begun; test ! -e /wait/now || {FOREVER}; echo > $out")
     source.mkdir()
     (source / "now").touch()
     paths = (*workshop.settings.sandbox_paths, workshop.shown(source, "/wait"))
@@ -92,7 +91,7 @@ def test_a_cancelled_derivation_can_be_built_at_once(workshop: Workshop) -> None
 
 def test_all_builds_of_a_cancelled_run_die(workshop: Workshop) -> None:
     """Those that run, those that wait for a slot, and those that wait for others."""
-    drvs = [workshop.make(f"endless{number}", FOREVER) for number in range(4)]
+    drvs = [workshop.make(f"endless{number}", ENDLESS) for number in range(4)]
     top = workshop.make("top", inputs=drvs)
     run = Run()
 
@@ -102,12 +101,12 @@ def test_all_builds_of_a_cancelled_run_die(workshop: Workshop) -> None:
     workshop.run(go, run, max_jobs=2)
     assert len(run.started) == 2
     assert run.finished == {}
-    assert processes_with(MARKER) == []
+    assert processes_with(SLEEPING) == []
     assert workshop.leftovers() == []
 
 
 def test_other_builds_of_the_executor_go_on(workshop: Workshop) -> None:
-    endless = workshop.make("endless", FOREVER)
+    endless = workshop.make("endless", ENDLESS)
     other = workshop.make("other", "sleep 0.6; echo > $out")
 
     async def go(executor: Executor) -> BuildResult:
@@ -120,20 +119,20 @@ def test_other_builds_of_the_executor_go_on(workshop: Workshop) -> None:
 
 
 def test_a_time_limit_of_the_caller_cancels(workshop: Workshop) -> None:
-    drv = workshop.make("endless", FOREVER)
+    drv = workshop.make("endless", ENDLESS)
 
     async def go(executor: Executor) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await executor.build(drv.path)
-        assert processes_with(MARKER) == []
+        assert processes_with(SLEEPING) == []
 
     workshop.run(go)
     assert workshop.leftovers() == []
 
 
 def test_an_impatient_caller_may_cancel_more_than_once(workshop: Workshop) -> None:
-    drv = workshop.make("endless", FOREVER)
+    drv = workshop.make("endless", ENDLESS)
     run = Run()
 
     async def go(executor: Executor) -> None:
@@ -147,7 +146,7 @@ def test_an_impatient_caller_may_cancel_more_than_once(workshop: Workshop) -> No
         assert building.cancelled()
         # What a second cancellation cut short is finished in the background.
         async with asyncio.timeout(20):
-            while processes_with(MARKER) or workshop.leftovers():
+            while processes_with(SLEEPING) or workshop.leftovers():
                 await asyncio.sleep(0.02)
         assert (await executor.build(workshop.make("next").path)).success
 
@@ -156,7 +155,7 @@ def test_an_impatient_caller_may_cancel_more_than_once(workshop: Workshop) -> No
 
 
 def test_an_error_of_a_listener_ends_the_run_and_the_builder(workshop: Workshop) -> None:
-    drv = workshop.make("endless", FOREVER)
+    drv = workshop.make("endless", ENDLESS)
 
     def listen(event: Event) -> None:
         if isinstance(event, BuildStarted):
@@ -168,12 +167,12 @@ def test_an_error_of_a_listener_ends_the_run_and_the_builder(workshop: Workshop)
 
     with pytest.raises(RuntimeError, match="broken display"):
         workshop.run(go)
-    assert processes_with(MARKER) == []
+    assert processes_with(SLEEPING) == []
     assert workshop.leftovers() == []
 
 
 def test_leaving_with_a_build_under_way_kills_it(workshop: Workshop) -> None:
-    drv = workshop.make("endless", FOREVER)
+    drv = workshop.make("endless", ENDLESS)
     run = Run()
 
     async def go(executor: Executor) -> None:
@@ -185,11 +184,11 @@ def test_leaving_with_a_build_under_way_kills_it(workshop: Workshop) -> None:
 
     with pytest.raises(LookupError, match="gives up"):
         workshop.run(go, run)
-    assert processes_with(MARKER) == []
+    assert processes_with(SLEEPING) == []
 
 
 def test_descriptors_do_not_pile_up(workshop: Workshop) -> None:
-    endless = workshop.make("endless", FOREVER)
+    endless = workshop.make("endless", ENDLESS)
     failing = workshop.make("failing", "exit 1")
     counts: list[int] = []
 

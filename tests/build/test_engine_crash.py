@@ -13,11 +13,10 @@ import pytest
 
 from executor.api import Executor
 from executor.build.result import BuildResult, BuildStatus, FailureCause
-from tests.build.conftest import Drv, Workshop, processes_with, wait_until
+from tests.build.conftest import FOREVER, SLEEPING, Drv, Workshop, processes_with, wait_until
 
 pytestmark = pytest.mark.root
 
-MARKER = "sleep\x003046"
 SECONDS_TO_DIE = 5.0
 
 
@@ -34,7 +33,7 @@ def gate(workshop: Workshop) -> Path:
 
 def gated(workshop: Workshop, name: str = "gated") -> Drv:
     script = (
-        "echo half > $out; if [ -e /gate/closed ]; then sleep 3046 & sleep 3046 || true; fi;"
+        f"echo half > $out; if [ -e /gate/closed ]; then {FOREVER} & {FOREVER} || true; fi;"
         "echo whole > $out"
     )
     return workshop.make(name, script)
@@ -54,9 +53,9 @@ def test_no_process_survives_a_killed_executor_and_the_next_one_succeeds(
     drv = gated(workshop)
     process = workshop.start_cli("build", drv.text)
     try:
-        wait_until(lambda: len(processes_with(MARKER)) == 2, "the builder")
+        wait_until(lambda: len(processes_with(SLEEPING)) == 2, "the builder")
         os.kill(process.pid, number)
-        wait_until(lambda: not processes_with(MARKER), "the builder's end", SECONDS_TO_DIE)
+        wait_until(lambda: not processes_with(SLEEPING), "the builder's end", SECONDS_TO_DIE)
         _stdout, stderr = process.communicate(timeout=20)
     finally:
         kill_group(process)
@@ -73,7 +72,7 @@ def test_an_interrupted_command_cleans_up_and_says_so(workshop: Workshop, gate: 
     assert gate.exists()
     process = workshop.start_cli("build", gated(workshop).text)
     try:
-        wait_until(lambda: len(processes_with(MARKER)) == 2, "the builder")
+        wait_until(lambda: len(processes_with(SLEEPING)) == 2, "the builder")
         process.send_signal(signal.SIGINT)
         _stdout, stderr = process.communicate(timeout=20)
     finally:
@@ -88,13 +87,13 @@ def test_a_lost_spawner_is_not_the_builders_failure(workshop: Workshop, gate: Pa
 
     async def go(executor: Executor) -> BuildResult:
         building = asyncio.create_task(executor.build(drv.path))
-        while len(processes_with(MARKER)) < 2:
+        while len(processes_with(SLEEPING)) < 2:
             await asyncio.sleep(0.02)
         (spawner,) = children_of(os.getpid())
         os.kill(spawner, signal.SIGKILL)
         result = await building
         async with asyncio.timeout(SECONDS_TO_DIE):
-            while processes_with(MARKER):
+            while processes_with(SLEEPING):
                 await asyncio.sleep(0.02)
         return result
 
@@ -118,7 +117,7 @@ def test_two_executors_build_a_derivation_once(workshop: Workshop, gate: Path) -
     first = workshop.start_cli("build", drv.text)
     second: subprocess.Popen[str] | None = None
     try:
-        wait_until(lambda: len(processes_with(MARKER)) == 2, "the first builder")
+        wait_until(lambda: len(processes_with(SLEEPING)) == 2, "the first builder")
         second = workshop.start_cli("build", drv.text)
         assert second.stderr is not None
         said = ""
@@ -126,9 +125,9 @@ def test_two_executors_build_a_derivation_once(workshop: Workshop, gate: Path) -
             line = second.stderr.readline()
             assert line, said
             said += line
-        assert len(processes_with(MARKER)) == 2
+        assert len(processes_with(SLEEPING)) == 2
         gate.unlink()
-        for pid in processes_with(MARKER):
+        for pid in processes_with(SLEEPING):
             os.kill(pid, signal.SIGTERM)
         ends = [process.communicate(timeout=30) for process in (first, second)]
     finally:

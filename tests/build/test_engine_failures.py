@@ -22,7 +22,7 @@ from executor.derivation import InputAddressed, unparse_derivation
 from executor.errors import StoreError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import StorePath
-from tests.build.conftest import HOST_PROGRAMS, Workshop, fixed, processes_with, structured
+from tests.build.conftest import FOREVER, HOST_PROGRAMS, Workshop, fixed, processes_with, structured
 
 pytestmark = pytest.mark.root
 
@@ -43,7 +43,7 @@ def test_the_exit_code_of_the_builder_is_told(workshop: Workshop, code: int) -> 
 
 def test_the_signal_that_killed_the_builder_is_told(workshop: Workshop) -> None:
     marker = f"never-{os.getpid()}"
-    drv = workshop.make("killed", f"sleep 3042; echo {marker}")
+    drv = workshop.make("killed", f"{FOREVER}; echo {marker}")
 
     async def go(executor: Executor) -> BuildResult:
         building = asyncio.create_task(executor.build(drv.path))

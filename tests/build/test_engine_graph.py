@@ -13,7 +13,7 @@ from executor.build.events import (
 )
 from executor.build.plan import Target
 from executor.build.result import BuildResult, BuildStatus, FailureCause, exit_status
-from tests.build.conftest import Drv, Run, Workshop
+from tests.build.conftest import FOREVER, Drv, Run, Workshop
 
 pytestmark = pytest.mark.root
 
@@ -116,7 +116,7 @@ def test_all_failed_dependencies_are_named(workshop: Workshop) -> None:
 
 def test_a_failure_stops_everything_else_without_keep_going(workshop: Workshop) -> None:
     bad = workshop.make("bad", "sleep 0.3; exit 1")
-    running = workshop.make("running", "sleep 3041; echo > $out")
+    running = workshop.make("running", f"{FOREVER}; echo > $out")
     above = workshop.make("above", inputs=[running])
     run = workshop.build(bad, above, max_jobs=2)
     assert [result.status for result in run.results] == [

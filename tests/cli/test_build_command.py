@@ -168,8 +168,8 @@ def test_derivations_in_a_circle_are_an_error(workshop: Workshop) -> None:
 
 FAILURES: list[tuple[str, dict[str, Any], list[str], int, str]] = [
     ("exit 3", {}, [], 100, "failed with exit code 3"),
-    ("sleep 3047", {}, ["--timeout", "1"], 101, "timed out after 1 seconds"),
-    ("sleep 3047", {}, ["--max-silent-time", "1"], 101, "seconds of silence"),
+    ("sleep 1000", {}, ["--timeout", "1"], 101, "timed out after 1 seconds"),
+    ("sleep 1000", {}, ["--max-silent-time", "1"], 101, "seconds of silence"),
     ("echo other > $out", {"outputs": {"out": fixed(b"x")}}, [], 102, "hash mismatch in"),
     ("true", {}, [], 1, "failed to produce output path for output 'out'"),
     ("yes", {}, ["--max-build-log-size", "1000"], 1, "printed more than 1000 bytes; killed"),
@@ -199,7 +199,7 @@ def test_exit_codes_of_several_failures_are_joined(workshop: Workshop) -> None:
     drvs = [
         workshop.make("fails", "exit 1"),
         workshop.make("wrong", "echo > $out", outputs={"out": fixed(b"x")}),
-        workshop.make("slow", "sleep 3047"),
+        workshop.make("slow", "sleep 1000"),
     ]
     options = ["--keep-going", "--timeout", "1", "-j3"]
     done = workshop.cli("build", *(drv.text for drv in drvs), *options)
