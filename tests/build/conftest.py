@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -86,6 +87,11 @@ class Run:
     @property
     def log(self) -> list[bytes]:
         return [event.line for event in self.events if isinstance(event, BuildLogLine)]
+
+    @property
+    def text(self) -> str:
+        """The log as people read it, without colours."""
+        return re.sub("\x1b\\[[0-9;]*m", "", b"\n".join(self.log).decode())
 
 
 class Workshop:

@@ -173,14 +173,14 @@ def test_a_collision_fails(
     ]
     run, drv = install(workshop, *installed)
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
-    assert message in b"\n".join(run.log).decode()
+    assert message in run.text
     assert not workshop.is_valid(drv.out)
     assert workshop.leftovers() == []
 
 
 def test_a_conflict_names_both_files(workshop: Workshop) -> None:
     run, _drv = install(workshop, Installed("p", BIN_A), Installed("q", BIN_A))
-    log = b"\n".join(run.log).decode()
+    log = run.text
     assert "-p/bin/a" in log
     assert "-q/bin/a" in log
 
@@ -223,4 +223,4 @@ def test_the_environment_refers_to_its_packages(workshop: Workshop) -> None:
 def test_a_malformed_list_of_packages_fails(workshop: Workshop, words: str, message: str) -> None:
     run = workshop.build(environment(workshop, [], words))
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
-    assert message in b"\n".join(run.log).decode()
+    assert message in run.text

@@ -18,7 +18,7 @@ from executor.build.result import BuildStatus, exit_status
 from executor.derivation import FixedOutput
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import make_fixed_output_path
-from tests.build.conftest import Drv, Run, Workshop, fixed, sha256
+from tests.build.conftest import Drv, Workshop, fixed, sha256
 from tests.build.conftest import workshop as workshop
 
 pytestmark = pytest.mark.root
@@ -105,10 +105,6 @@ def fetch(
     )
 
 
-def text(run: Run) -> str:
-    return b"\n".join(run.log).decode()
-
-
 def nar(content: bytes, *, executable: bool = False) -> bytes:
     """The archive of one file."""
     mark = (b"executable", b"") if executable else ()
@@ -123,7 +119,7 @@ def test_a_file_of_the_store(workshop: Workshop) -> None:
     drv = fetch(workshop, f"file://{workshop.render(source)}")
     outsider = workshop.build(drv)
     assert not outsider.result.success
-    assert "Could not read a file:// file (37)" in text(outsider)
+    assert "Could not read a file:// file (37)" in outsider.text
     drv = fetch(workshop, f"file://{workshop.render(source)}", sources=[source])
     assert workshop.build(drv).result.status is BuildStatus.BUILT
     assert workshop.real(drv.out).read_bytes() == CONTENT
@@ -144,7 +140,7 @@ def test_files_of_the_host_are_out_of_reach(workshop: Workshop) -> None:
 def test_a_file_of_a_server(workshop: Workshop, server: Server) -> None:
     drv = fetch(workshop, server.offer("/a/b?c=%20d", Answer(body=CONTENT)))
     run = workshop.build(drv)
-    assert run.result.status is BuildStatus.BUILT, text(run)
+    assert run.result.status is BuildStatus.BUILT, run.text
     assert server.paths == ["/a/b?c=%20d"]
     assert workshop.real(drv.out).read_bytes() == CONTENT
     assert workshop.info(drv.out).content_address is not None
@@ -193,7 +189,7 @@ def test_a_malformed_archive_fails(workshop: Workshop, server: Server, body: byt
     url = server.offer("/x.nar", Answer(body=body))
     run = workshop.build(fetch(workshop, url, fixed(b"", IngestionMethod.NAR), {"unpack": "1"}))
     assert run.result.status is BuildStatus.TRANSIENT_FAILURE
-    assert "can't unpack the downloaded archive" in text(run)
+    assert "can't unpack the downloaded archive" in run.text
     assert workshop.leftovers() == []
 
 
@@ -218,7 +214,7 @@ def test_a_redirection_that_is_not_followed(
     url = server.offer("/here", Answer(302, headers={"Location": location}))
     run = workshop.build(fetch(workshop, url), download_attempts=1)
     assert run.result.status is BuildStatus.TRANSIENT_FAILURE
-    assert message in text(run)
+    assert message in run.text
 
 
 def test_a_compressed_transfer_is_unpacked(workshop: Workshop, server: Server) -> None:
@@ -246,11 +242,11 @@ def test_what_may_pass_is_tried_again(
     requests: int,
 ) -> None:
     run = workshop.build(fetch(workshop, server.offer("/x", *answers)), download_attempts=attempts)
-    assert run.result.success is success, text(run)
+    assert run.result.success is success, run.text
     assert len(server.requests) == requests
     if not success:
         assert run.result.status is BuildStatus.TRANSIENT_FAILURE
-        assert f"unable to download '{server.url('/x')}': HTTP error" in text(run)
+        assert f"unable to download '{server.url('/x')}': HTTP error" in run.text
         assert exit_status(run.results) == 1
         assert workshop.leftovers() == []
 
@@ -276,7 +272,7 @@ def test_a_cut_transfer_goes_on_where_it_ended(workshop: Workshop, server: Serve
 def test_a_url_that_leads_nowhere_fails(workshop: Workshop, url: str, message: str) -> None:
     run = workshop.build(fetch(workshop, url), download_attempts=1)
     assert run.result.status is BuildStatus.TRANSIENT_FAILURE
-    assert message in text(run)
+    assert message in run.text
 
 
 def test_a_hashed_mirror_is_asked_first(workshop: Workshop, server: Server) -> None:
@@ -335,8 +331,8 @@ def test_a_password_in_the_url_is_sent_and_not_told(workshop: Workshop, server: 
     server.offer("/x", Answer(403))
     run = workshop.build(fetch(workshop, server.url("/x", user=f"scott:{SECRET}@")))
     assert server.requests[0][1]["Authorization"] == basic(SECRET)
-    assert "HTTP error 403" in text(run)
-    assert SECRET not in text(run) + run.result.message
+    assert "HTTP error 403" in run.text
+    assert SECRET not in run.text + run.result.message
 
 
 def test_passwords_are_left_in_no_place(workshop: Workshop, netrc: str, server: Server) -> None:
@@ -350,7 +346,7 @@ def test_passwords_are_left_in_no_place(workshop: Workshop, netrc: str, server: 
     )
     run = workshop.build(drv, netrc_file=netrc)
     assert run.result.success, run.result
-    assert SECRET not in text(run)
+    assert SECRET not in run.text
 
 
 def test_a_proxy_of_the_environment_is_used(
@@ -361,7 +357,7 @@ def test_a_proxy_of_the_environment_is_used(
     server.offer(url, Answer(body=CONTENT))
     drv = fetch(workshop, url, env={"impureEnvVars": "http_proxy"})
     run = workshop.build(drv)
-    assert run.result.success, text(run)
+    assert run.result.success, run.text
     assert server.paths == [url]
 
 
@@ -378,7 +374,7 @@ def test_a_builtin_that_can_not_run_fails(
     drv = workshop.make("odd", outputs={"out": fixed(b"")}, builder=builder, args=(), env=env)
     run = workshop.build(drv)
     assert not run.result.success
-    assert message in text(run)
+    assert message in run.text
 
 
 def test_without_a_promised_hash_nothing_is_fetched(workshop: Workshop, server: Server) -> None:
@@ -386,7 +382,7 @@ def test_without_a_promised_hash_nothing_is_fetched(workshop: Workshop, server: 
     drv = workshop.make("free", builder=b"builtin:fetchurl", args=(), env={"url": url})
     run = workshop.build(drv)
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
-    assert "'builtin:fetchurl' must be a fixed-output or impure derivation" in text(run)
+    assert "'builtin:fetchurl' must be a fixed-output or impure derivation" in run.text
     assert server.requests == []
 
 
@@ -396,4 +392,4 @@ def test_the_builtin_sees_no_more_than_any_builder(workshop: Workshop, path: str
     assert path.startswith("/proc/") or Path(path).exists()
     run = workshop.build(fetch(workshop, f"file://{path}"), sandbox_paths=())
     assert run.result.status is BuildStatus.TRANSIENT_FAILURE
-    assert "Could not read a file:// file (37)" in text(run)
+    assert "Could not read a file:// file (37)" in run.text

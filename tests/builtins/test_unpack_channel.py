@@ -134,7 +134,7 @@ def test_directories_that_nobody_may_enter_are_filled_all_the_same(workshop: Wor
 def test_a_tarball_that_is_refused(workshop: Workshop, entries: list[Entry], message: str) -> None:
     run, drv = unpack(workshop, tarball(*entries))
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
-    assert message in b"\n".join(run.log).decode()
+    assert message in run.text
     assert not workshop.is_valid(drv.out)
     assert workshop.leftovers() == []
 
@@ -148,11 +148,11 @@ def test_what_is_no_tarball_is_refused(workshop: Workshop, data: bytes) -> None:
     run, _drv = unpack(workshop, data)
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
     assert len(run.log) == 1
-    assert run.log[0].startswith(b"error: ")
+    assert run.text.startswith("error: ")
 
 
 @pytest.mark.parametrize("channel", ["a/b", "..", ".", "", None])
 def test_a_channel_name_that_is_none_is_refused(workshop: Workshop, channel: str | None) -> None:
     run, _drv = unpack(workshop, tarball(*HONEST), channel)
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
-    assert "channelName" in b"\n".join(run.log).decode()
+    assert "channelName" in run.text
