@@ -93,7 +93,8 @@ class Derivation:
     """One build step. ``name`` is without ``.drv``.
 
     Raises ``FormatError`` when the outputs break the rules (none, mixed kinds, a fixed output
-    that isn't called ``out``, floating ones with different algorithms) or a name is not allowed.
+    that isn't called ``out``, floating ones with different algorithms), an input has no outputs,
+    or a name is not allowed.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Derivation:
     def __post_init__(self) -> None:
         check_name(self.name)
         _check_outputs(self.name, self.outputs)
+        _check_inputs(self.input_drvs)
 
     @property
     def kind(self) -> DerivationKind:
@@ -151,6 +153,14 @@ def _check_outputs(name: str, outputs: Mapping[str, DerivationOutput]) -> None:
         raise FormatError(f"all outputs of derivation '{name}' must use the same hash algorithm")
 
 
+def _check_inputs(input_drvs: Mapping[StorePath, frozenset[str]]) -> None:
+    for path, outputs in input_drvs.items():
+        if not outputs:
+            raise FormatError(f"input derivation '{path}' has an empty list of outputs")
+        for output in outputs:
+            check_name(output)
+
+
 def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
     """Read the contents of a ``.drv`` file; ``name`` is the derivation's, without ``.drv``.
 
@@ -163,7 +173,8 @@ def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
         for raw in term.outputs
     }
     input_drvs = {
-        store_dir.parse(_text(path)): _input_outputs(path, names) for path, names in term.input_drvs
+        store_dir.parse(_text(path)): frozenset(map(_text, names))
+        for path, names in term.input_drvs
     }
     input_srcs = frozenset(store_dir.parse(_text(path)) for path in term.input_srcs)
     derivation = Derivation(
@@ -187,15 +198,6 @@ def _text(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         raise FormatError("a name or path in the derivation is not valid UTF-8") from None
-
-
-def _input_outputs(path: bytes, names: tuple[bytes, ...]) -> frozenset[str]:
-    if not names:
-        raise FormatError(f"input derivation '{_text(path)}' has an empty list of outputs")
-    outputs = frozenset(_text(name) for name in names)
-    for output in outputs:
-        check_name(output)
-    return outputs
 
 
 def _parse_output(
