@@ -264,9 +264,10 @@ def parse_sandbox_path(word: str) -> SandboxPath:
     """Read ``target=source``, with ``?`` or ``:ro`` behind it. Raises ``ValueError``."""
     optional = read_only = False
     while word.endswith(("?", ":ro")):
-        optional = optional or word.endswith("?")
-        read_only = read_only or word.endswith(":ro")
-        word = word.removesuffix("?").removesuffix(":ro")
+        if word.endswith("?"):
+            optional, word = True, word.removesuffix("?")
+        else:
+            read_only, word = True, word.removesuffix(":ro")
     target, _, source = word.partition("=")
     source = source or target
     for path in (target, source):
