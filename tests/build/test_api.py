@@ -148,13 +148,13 @@ def test_one_derivation_may_be_asked_for_twice_at_once(workshop: Workshop) -> No
 def test_wanted_outputs_must_exist(workshop: Workshop) -> None:
     drv = workshop.make("plain")
 
-    async def go(executor: Executor) -> list[BuildStatus]:
+    async def go(executor: Executor) -> list[FailureCause | None]:
         return [
-            (await executor.build(drv.path, outputs=outputs)).status
+            (await executor.build(drv.path, outputs=outputs)).cause
             for outputs in (["lib"], ["out"])
         ]
 
-    assert workshop.run(go) == [BuildStatus.INPUT_REJECTED, BuildStatus.BUILT]
+    assert workshop.run(go) == [FailureCause.INPUT, None]
 
 
 def test_a_plan_tells_what_would_be_built(workshop: Workshop) -> None:
@@ -196,7 +196,7 @@ def test_a_path_that_is_none_is_an_error(workshop: Workshop, text: str) -> None:
 def test_an_output_path_is_no_derivation(workshop: Workshop) -> None:
     path = workshop.source("text", b"hello")
     result = workshop.build(Drv(path, "", {})).result
-    assert result.status is BuildStatus.INPUT_REJECTED
+    assert result.cause is FailureCause.INPUT
     assert "is not a derivation" in result.message
 
 

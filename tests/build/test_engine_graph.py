@@ -181,7 +181,7 @@ def test_only_the_missing_outputs_are_registered_again(workshop: Workshop) -> No
 def test_an_output_that_does_not_exist_is_an_error_of_the_target(workshop: Workshop) -> None:
     drv = workshop.make("plain")
     run = workshop.build_targets(Target(drv_path=drv.path, outputs=frozenset({"out", "lib"})))
-    assert run.result.status is BuildStatus.INPUT_REJECTED
+    assert run.result.cause is FailureCause.INPUT
     assert run.result.message == f"derivation '{drv.text}' does not have wanted outputs 'lib'"
 
 

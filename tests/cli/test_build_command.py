@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from executor.build.result import BuildResult, BuildStatus, exit_status
 from tests.build.conftest import SYSTEM, Drv, Workshop, fixed
 from tests.build.conftest import workshop as workshop
 
@@ -173,7 +174,6 @@ FAILURES: list[tuple[str, dict[str, Any], list[str], int, str]] = [
     ("echo other > $out", {"outputs": {"out": fixed(b"x")}}, [], 102, "hash mismatch in"),
     ("true", {}, [], 1, "failed to produce output path for output 'out'"),
     ("yes", {}, ["--max-build-log-size", "1000"], 1, "printed more than 1000 bytes; killed"),
-    ("true", {"platform": "vax-openbsd"}, [], 1, "Required system: 'vax-openbsd'"),
     ("true", {"builder": b"/bin/missing"}, [], 100, "No such file or directory"),
 ]
 
@@ -193,6 +193,14 @@ def test_the_exit_code_tells_how_it_failed(
     assert done.stdout == ""
     assert text in done.stderr
     assert workshop.leftovers() == []
+
+
+def test_another_system_is_refused_with_the_code_of_its_status(workshop: Workshop) -> None:
+    drv = workshop.make("foreign", platform="vax-openbsd")
+    done = workshop.cli("build", drv.text)
+    refusal = BuildResult(drv_path=drv.path, status=BuildStatus.INPUT_REJECTED)
+    assert done.returncode == exit_status([refusal])
+    assert f"error: Cannot build '{drv.text}'.\nReason: platform mismatch\n" in done.stderr
 
 
 def test_exit_codes_of_several_failures_are_joined(workshop: Workshop) -> None:
