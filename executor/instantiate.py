@@ -18,7 +18,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import cast
 
 from executor.derivation_hash import fill_outputs
 from executor.derivation_json import VERSION, JsonObject, expect, from_json
@@ -73,12 +72,17 @@ def instantiate(store: LocalStore, data: bytes, directory: str) -> Instantiated:
 def _entries(top: JsonObject) -> dict[str, JsonObject]:
     """Derivations by key: of a wrapper, of the older map of paths, or a single one."""
     if "derivations" in top:
-        if top.get("version", VERSION) != VERSION:
-            raise FormatError(f"version {top.get('version')!r} is not supported, only {VERSION}")
+        _check_version(top)
         top = expect(top["derivations"], dict, "'derivations'")
     elif "system" in top:
         return {str(top.get("name", "derivation")): top}
     return {key: expect(entry, dict, f"'{key}'") for key, entry in top.items()}
+
+
+def _check_version(source: JsonObject) -> None:
+    """Refuse any other version; it may be left out."""
+    if source.get("version", VERSION) != VERSION:
+        raise FormatError(f"version {source['version']!r} is not supported, only {VERSION}")
 
 
 def _inputs(entry: JsonObject) -> tuple[JsonObject, list[JsonValue]]:
@@ -106,6 +110,7 @@ class _Graph:
         store, name = self._store, key.removesuffix(".drv")
         if key.startswith(store.store_dir.path) or key[32:33] == "-":
             name = key.rpartition("/")[2][33:].removesuffix(".drv")
+        _check_version(entry)
         complete, replacements = self._resolve(entry)
         text = json.dumps({"name": name, **complete})
         for placeholder, path in replacements.items():
@@ -133,9 +138,11 @@ class _Graph:
                 text = path.base_name
             sources.append(text)
         rest = {key: value for key, value in entry.items() if key not in _INPUT_KEYS}
-        inputs = cast(JsonValue, {"drvs": input_drvs, "srcs": sources})
         defaults: dict[str, JsonValue] = {"args": [], "env": {}, "outputs": {"out": {}}}
-        return {**defaults, **rest, "version": VERSION, "inputs": inputs}, replacements
+        inputs: dict[str, JsonValue] = {"inputDrvs": input_drvs, "inputSrcs": sources}
+        if not _is_old(entry):
+            inputs = {"version": VERSION, "inputs": {"drvs": input_drvs, "srcs": sources}}
+        return {**defaults, **rest, **inputs}, replacements
 
     def _outputs_of(self, key: str, path: StorePath) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -151,7 +158,13 @@ class _Graph:
         return self._store.add_file_or_tree(os.path.basename(path), path, IngestionMethod.NAR)
 
 
-_INPUT_KEYS = frozenset({"inputs", "inputDrvs", "inputSrcs"})
+_OLD_KEYS = frozenset({"inputDrvs", "inputSrcs"})
+_INPUT_KEYS = _OLD_KEYS | {"inputs"}
+
+
+def _is_old(entry: JsonObject) -> bool:
+    """Whether an entry has the shape of Nix 2.8, in which outputs are written otherwise, too."""
+    return not _OLD_KEYS.isdisjoint(entry) and not {"inputs", "version"} & entry.keys()
 
 
 def _full_node(node: JsonValue) -> JsonValue:
