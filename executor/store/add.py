@@ -6,6 +6,7 @@ path, which the next attempt or the collector removes.
 """
 
 import os
+import stat
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -189,16 +190,18 @@ def _copy_in(source: bytes, scratch_fd: int, method: IngestionMethod) -> None:
 
 
 def _copy_flat(parent_fd: int, name: bytes, scratch_fd: int) -> None:
-    if os.path.islink(f"/proc/self/fd/{parent_fd}/{os.fsdecode(name)}"):
-        raise StoreError(f"'{os.fsdecode(name)}' is not a regular file")
+    _require_file(parent_fd, name, name)
     copy_tree(parent_fd, name, scratch_fd, b"x")
-    try:
-        fd = open_file(scratch_fd, b"x")
-    except OSError as error:
-        raise StoreError(f"'{os.fsdecode(name)}' is not a regular file") from error
+    _require_file(scratch_fd, b"x", name)
     # Flat hashing doesn't know the executable bit, so such objects never have it.
+    fd = open_file(scratch_fd, b"x")
     os.fchmod(fd, 0o444)
     os.close(fd)
+
+
+def _require_file(directory_fd: int, name: bytes, shown: bytes) -> None:
+    if not stat.S_ISREG(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+        raise StoreError(f"'{os.fsdecode(shown)}' is not a regular file")
 
 
 def _hash_file(directory_fd: int, name: bytes) -> Hash:
