@@ -9,6 +9,8 @@ from executor.cli.options import Invocation
 from executor.cli.stores import open_store
 from executor.cli.targets import store_path
 from executor.errors import UsageError
+from executor.formats.store_path import StorePath
+from executor.store.local import LocalStore
 from executor.store.log_files import read_log
 
 EXAMPLE = """\
@@ -26,9 +28,7 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     """Print the bytes of the log as they were."""
     path = store_path(invocation.location, arguments.path)
     with open_store(invocation, read_only=True) as store:
-        candidates = [path] if path.is_derivation else sorted(store.query_derivers(path))
-        if not path.is_derivation and (deriver := store.query_deriver(path)) is not None:
-            candidates.insert(0, deriver)
+        candidates = [path] if path.is_derivation else _makers(store, path)
     for candidate in candidates:
         log = read_log(invocation.location.log_dir, candidate)
         if log is not None:
@@ -36,3 +36,9 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
             return 0
     raise UsageError(f"the build log of '{arguments.path}' is not here")
+
+
+def _makers(store: LocalStore, path: StorePath) -> list[StorePath]:
+    """The derivation that made an output, then those that could; failed builds have logs, too."""
+    deriver = store.query_deriver(path) if store.is_valid(path) else None
+    return ([] if deriver is None else [deriver]) + sorted(store.query_derivers(path))
