@@ -75,8 +75,15 @@ def _flush_output() -> None:
 def _complain(text: str, debug: bool) -> int:
     if debug:
         raise
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {_visible(text)}", file=sys.stderr)
     return 1
+
+
+def _visible(text: str) -> str:
+    """One line without control characters: names in it may come from anywhere."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def _run(words: list[str]) -> int:
