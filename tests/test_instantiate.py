@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,41 @@ def test_fixed_outputs_get_their_path(store: LocalStore) -> None:
     found = make(store, entry(name="x", outputs={"out": {"method": "nar", "hash": SRI}}))
     (path,) = store.query_outputs(found.by_key["x"]).values()
     assert out(store, read(store, found, "x")) == store.store_dir.render(path)
+
+
+@pytest.mark.nix
+def test_nix_agrees_with_what_was_written(store: LocalStore, tmp_path: Path) -> None:
+    """Its own check of output paths runs when it reads a derivation."""
+    found = make(
+        store,
+        {
+            "source": entry(outputs={"out": {"method": "flat", "hash": SRI}}),
+            "lib": entry(inputs={"drvs": {"source": ["out"]}}, outputs={"out": {}, "dev": {}}),
+            "top": entry(inputs={"drvs": {"lib": ["dev"]}}, env={"x": 'é "\n\\" {{lib.dev}}'}),
+        },
+    )
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(
+            ["nix-store", "--store", str(tmp_path / "root"), *words],
+            env={**os.environ, "NIX_REMOTE": "local"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    for key, path in found.by_key.items():
+        full = store.store_dir.render(path)
+        outputs = {store.store_dir.render(output) for output in store.query_outputs(path).values()}
+        assert set(ask("--query", "--outputs", full).split()) == outputs
+        assert (
+            ask("--query", "--binding", "out", full) == f"{out(store, read(store, found, key))}\n"
+        )
+    top = read(store, found, "top")
+    full = store.store_dir.render(found.by_key["top"])
+    assert ask("--query", "--binding", "x", full).encode() == top.env[b"x"] + b"\n"
+    ask("--verify", "--check-contents")
 
 
 @pytest.mark.parametrize(
