@@ -54,13 +54,14 @@ def test_exactly_what_occurs_is_found_however_the_stream_is_cut(
     assert scan([bytes([byte]) for byte in data], candidates) == naive
 
 
-@given(digests, st.binary(max_size=40), st.binary(max_size=40), st.integers(0, 31))
+@given(digests, st.binary(max_size=40), st.binary(max_size=40))
 def test_a_reference_is_found_at_every_place_and_across_every_cut(
-    digest: str, before: bytes, after: bytes, at: int
+    digest: str, before: bytes, after: bytes
 ) -> None:
     data = before + digest.encode() + after
-    place = len(before) + at
-    assert scan([data[:place], data[place:]], [digest]) == {digest}
+    for place in range(len(data) + 1):
+        assert scan([data[:place], data[place:]], [digest]) == {digest}
+        assert scan([data[:place], data[place : place + 9], data[place + 9 :]], [digest])
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["few candidates", "many candidates"])

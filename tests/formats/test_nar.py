@@ -397,20 +397,43 @@ FILE, DIR, END = Regular(executable=False, size=1), Directory(), EndDirectory()
         pytest.param([DIR, FILE, Chunk(b"1")], id="file without a name"),
         pytest.param([DIR, Entry(b"a"), END], id="name without a file"),
         pytest.param([DIR, Entry(b"a"), Entry(b"b")], id="two names"),
-        pytest.param([DIR, Entry(b"b"), Symlink(b"x"), Entry(b"a")], id="unsorted"),
-        pytest.param([DIR, Entry(b"a"), Symlink(b"x"), Entry(b"a")], id="same name twice"),
         pytest.param([DIR, Entry(b"a"), FILE, END], id="end inside a file"),
-        pytest.param([DIR, Entry(b"..")], id="bad name"),
-        pytest.param([DIR, Entry(b"a" * 256)], id="long name"),
-        pytest.param([Symlink(b"")], id="empty target"),
-        pytest.param([Symlink(b"a\0")], id="NUL in a target"),
-        pytest.param([Symlink(b"a" * 4096)], id="long target"),
-        pytest.param([DIR, Entry(b"d")] * MAX_DEPTH + [DIR], id="too deep"),
     ],
 )
-def test_no_other_archive_can_be_written(events: list[NarEvent]) -> None:
-    with pytest.raises(FormatError):
+def test_events_in_another_order_make_no_archive(events: list[NarEvent]) -> None:
+    with pytest.raises(FormatError, match="these events don't make an archive"):
         write(events)
+
+
+LINK = Symlink(b"x")
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        pytest.param([Entry(b"b"), LINK, Entry(b"a"), LINK], "not sorted", id="unsorted"),
+        pytest.param([Entry(b"a"), LINK, Entry(b"a"), LINK], "not sorted", id="same name twice"),
+        pytest.param([Entry(b".."), LINK], "invalid file name", id="bad name"),
+        pytest.param([Entry(b"a" * 256), LINK], "longer than 255", id="long name"),
+        pytest.param([Entry(b"a"), Symlink(b"")], "link target", id="empty target"),
+        pytest.param([Entry(b"a"), Symlink(b"a\0")], "link target", id="NUL in a target"),
+        pytest.param([Entry(b"a"), Symlink(b"a" * 4096)], "link target", id="long target"),
+        pytest.param(
+            [*[Entry(b"d"), DIR] * MAX_DEPTH, *[END] * MAX_DEPTH], "don't make", id="too deep"
+        ),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(events: list[NarEvent], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        write([DIR, *events, END])
+
+
+def test_the_same_events_within_the_limits_are_written() -> None:
+    down: list[NarEvent] = [DIR, Entry(b"d")]
+    good = [*down * (MAX_DEPTH - 1), DIR, *[END] * MAX_DEPTH]
+    assert list(read_events(io.BytesIO(write(good)))) == good
+    good = [DIR, Entry(b"a"), LINK, Entry(b"b"), FILE, Chunk(b"1"), END]
+    assert list(read_events(io.BytesIO(write(good)))) == good
 
 
 @pytest.mark.nix
