@@ -177,6 +177,14 @@ def test_show_and_instantiate_are_each_other_s_reverse(cli: Cli, two: tuple[str,
     assert recursive == dump_json(json.loads(recursive)).decode() + "\n"
 
 
+def test_show_leaves_sources_out(cli: Cli) -> None:
+    (cli.directory / "text").write_text("text")
+    value = {"name": "x", "system": "s", "builder": "/b", "inputs": {"srcs": ["./text"]}}
+    path = cli.ok("instantiate", "-", stdin=json.dumps(value)).strip()
+    assert len(cli.ok("query", "--requisites", path).split()) == 2
+    assert set(json.loads(cli.ok("show", "-r", path))["derivations"]) == {Path(path).name}
+
+
 def test_show_takes_real_paths_and_several(cli: Cli, two: tuple[str, str]) -> None:
     text = cli.ok("show", *(str(cli.real(path)) for path in two))
     assert set(json.loads(text)["derivations"]) == {Path(path).name for path in two}
