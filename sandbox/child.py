@@ -31,6 +31,8 @@ Function = Callable[[list[bytes], dict[bytes, bytes]], int]
 _REPORT = 3
 _LIVENESS = 4
 _MAX_FD = (1 << 32) - 1
+# The line that Nix leaves in the log, with its colours and without an end of line.
+_EXECUTING = b"\x1b[31;1merror:\x1b[0m executing '\x1b[35;1m%b\x1b[0m': \x1b[35;1m%b\x1b[0m"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +120,5 @@ def _start(spec: SandboxSpec, machine: Machine, report: int) -> None:
         os.execve(spec.entry.program, spec.argv, environment)
     except OSError as error:
         path = os.fsdecode(spec.entry.program)
-        # The log gets the line that Nix writes there.
-        os.write(2, b"error: executing '%b': %b\n" % (os.fsencode(path), _reason(error)))
+        os.write(2, _EXECUTING % (os.fsencode(path), os.strerror(error.errno or 0).encode()))
         os.write(report, pack_report(Failed("execute", "execve", error.errno or 0, path)))
-
-
-def _reason(error: OSError) -> bytes:
-    return os.strerror(error.errno or 0).encode()

@@ -23,7 +23,7 @@ class Network(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Exec:
-    """Run a program: an absolute path inside."""
+    """Run a program: a path inside, from the working directory if it is relative."""
 
     program: bytes
 
@@ -144,8 +144,6 @@ def _check_program(spec: SandboxSpec) -> None:
     """Refuse what ``execve`` would refuse in the child, where it could not be told from a bug."""
     if not spec.argv:
         raise SpecError("argv must not be empty")
-    if isinstance(spec.entry, Exec) and not spec.entry.program.startswith(b"/"):
-        raise SpecError(f"builder {spec.entry.program!r} is not an absolute path")
     program = spec.entry.program if isinstance(spec.entry, Exec) else b""
     if any(b"\0" in text for text in (*spec.argv, program)):
         raise SpecError("the builder or its arguments contain a NUL byte")

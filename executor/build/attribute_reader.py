@@ -16,8 +16,8 @@ _UINT64 = 2**64
 _SHOWN = 500
 
 
-class RejectedInputError(ExecutorError):
-    """The derivation asks for something that can't be obeyed: Nix's ``InputRejected``.
+class InvalidAttributeError(ExecutorError):
+    """An attribute of the derivation makes no sense: Nix's ``MiscFailure``.
 
     The message is printable: bytes that aren't UTF-8 are shown as replacement characters.
     """
@@ -26,8 +26,12 @@ class RejectedInputError(ExecutorError):
         super().__init__(printable(message))
 
 
+class NotAnInputError(ExecutorError):
+    """The derivation wants to know of a path that it doesn't depend on: ``InputRejected``."""
+
+
 class AttributeReader:
-    """Attributes by name. Every method raises ``RejectedInputError`` for a value of another type.
+    """Attributes by name. Methods raise ``InvalidAttributeError`` for a value of another type.
 
     ``where`` is put in front of that complaint; by default it names the attribute. Legacy values
     become text by UTF-8 with surrogate escapes, so that no byte is lost.
@@ -130,7 +134,7 @@ def printable(text: str) -> str:
 def unsigned_value(value: JsonValue) -> int:
     """A number as a 64-bit unsigned integer: negative ones wrap, fractions are cut off."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RejectedInputError(
+        raise InvalidAttributeError(
             f"[json.exception.type_error.302] type must be number, but is {_type_name(value)}"
         )
     whole = int(value)
@@ -141,7 +145,7 @@ def _named(name: str) -> str:
     return f'while parsing attribute "{name}"'
 
 
-def _unexpected(expected: str, value: JsonValue, where: str) -> RejectedInputError:
+def _unexpected(expected: str, value: JsonValue, where: str) -> InvalidAttributeError:
     shown = dump_json(value).decode()
     if len(shown) > _SHOWN:
         shown = shown[:_SHOWN] + "…"
@@ -149,7 +153,7 @@ def _unexpected(expected: str, value: JsonValue, where: str) -> RejectedInputErr
         f"Expected JSON value to be of type '{expected}' "
         f"but it is of type '{_type_name(value)}': {shown}"
     )
-    return RejectedInputError(f"{where}: {text}" if where else text)
+    return InvalidAttributeError(f"{where}: {text}" if where else text)
 
 
 def _type_name(value: JsonValue) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from executor.build.attribute_reader import RejectedInputError
+from executor.build.attribute_reader import InvalidAttributeError
 from executor.build.options import DerivationOptions
 from executor.build.reference_graph import GraphLookup, exported_paths, path_objects, registration
 from executor.build.structured_attrs import shell_declarations
@@ -75,7 +75,7 @@ def build_environment(
     whole input closure. ``rewrites`` are more replacements beside the placeholders, for outputs
     that are built at another path than the one the derivation names (hash part to hash part).
 
-    Raises ``RejectedInputError`` for NUL bytes, variable names that are empty or hold "=", and
+    Raises ``InvalidAttributeError`` for NUL bytes, variable names that are empty or hold "=", and
     for an exported path outside the input closure.
     """
     draft = _Draft(settings.build_directory)
@@ -198,14 +198,14 @@ def _add_structured(
 
 def _arguments(derivation: Derivation, replacements: _Replacements) -> tuple[bytes, ...]:
     if b"\0" in derivation.builder:
-        raise RejectedInputError("the builder's path contains a NUL byte")
+        raise InvalidAttributeError("the builder's path contains a NUL byte")
     # Of "/a/b//" the base name is "b".
     name = derivation.builder.rstrip(b"/").rpartition(b"/")[2]
     arguments = (name, *(replacements.apply(argument) for argument in derivation.args))
     for argument in arguments:
         if b"\0" in argument:
             shown = argument.decode("utf-8", "surrogateescape").replace("\0", "\\0")[:200]
-            raise RejectedInputError(f"argument '{shown}' of the builder contains a NUL byte")
+            raise InvalidAttributeError(f"argument '{shown}' of the builder contains a NUL byte")
     return arguments
 
 
@@ -215,9 +215,9 @@ def _variables(
     for name, value in variables.items():
         shown = name.decode("utf-8", "surrogateescape").replace("\0", "\\0")[:200]
         if not name or b"=" in name or b"\0" in name:
-            raise RejectedInputError(f"'{shown}' can't be the name of an environment variable")
+            raise InvalidAttributeError(f"'{shown}' can't be the name of an environment variable")
         if b"\0" in value:
-            raise RejectedInputError(f"environment variable '{shown}' contains a NUL byte")
+            raise InvalidAttributeError(f"environment variable '{shown}' contains a NUL byte")
     # Names are rewritten too: Nix replaces in the whole "name=value".
     return tuple(
         (replacements.apply(name), replacements.apply(value))

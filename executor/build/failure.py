@@ -20,8 +20,13 @@ class BuildFailureError(ExecutorError):
 
 
 def rejected_input(message: str) -> BuildFailureError:
-    """The derivation itself can't be obeyed here."""
+    """The derivation can't be built here: for another system, or with an input it doesn't have."""
     return BuildFailureError(BuildStatus.INPUT_REJECTED, message, FailureCause.INPUT)
+
+
+def unusable(message: str) -> BuildFailureError:
+    """The derivation itself is wrong: malformed, or with attributes that mean nothing."""
+    return unable(message, FailureCause.INPUT)
 
 
 def rejected_output(message: str) -> BuildFailureError:

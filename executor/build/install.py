@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from executor.build.failure import BuildFailureError, rejected_output
+from executor.build.failure import BuildFailureError, rejected_output, unable
 from executor.build.output_checks import (
     FixedOutputError,
     OutputCheckError,
+    UnaddressableOutputError,
     check_fixed_output,
     check_outputs,
 )
@@ -65,8 +66,10 @@ def _check_fixed(
     name = store.store_dir.render(preparation.drv_path)
     try:
         check_fixed_output(name, item.info, specification.hash, store.store_dir)
+    except UnaddressableOutputError as error:
+        raise unable(str(error), FailureCause.OUTPUT) from error
     except FixedOutputError as error:
-        if not item.info.references:
+        if item.info.path not in item.info.references:
             _move_and_register(store, [item], keys)
         raise BuildFailureError(
             BuildStatus.HASH_MISMATCH, str(error), FailureCause.OUTPUT

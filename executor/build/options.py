@@ -12,13 +12,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from executor.build.attribute_reader import AttributeReader, RejectedInputError, unsigned_value
+from executor.build.attribute_reader import (
+    AttributeReader,
+    InvalidAttributeError,
+    NotAnInputError,
+    unsigned_value,
+)
 from executor.derivation import Derivation, DerivationKind
 from executor.errors import FormatError
 from executor.formats.nlohmann import JsonValue, parse_json
 from executor.formats.store_path import StoreDir, StorePath
 
-__all__ = ["DerivationOptions", "OutputChecks", "RejectedInputError"]
+__all__ = ["DerivationOptions", "InvalidAttributeError", "NotAnInputError", "OutputChecks"]
 
 ReferenceSpecifier = StorePath | str
 
@@ -81,8 +86,8 @@ class DerivationOptions:
     def from_derivation(cls, derivation: Derivation, store_dir: StoreDir) -> DerivationOptions:
         """Parse the attributes of a derivation whose inputs are all resolved.
 
-        Raises ``RejectedInputError`` where Nix refuses: ill-typed structured attributes, JSON that
-        can't be parsed, an odd or illegal ``exportReferencesGraph``.
+        Raises ``InvalidAttributeError`` where Nix refuses: ill-typed structured attributes, JSON
+        that can't be parsed, an odd or illegal ``exportReferencesGraph``.
         """
         structured = _structured_attributes(derivation.env)
         reader = AttributeReader(structured, derivation.env)
@@ -129,9 +134,9 @@ def _structured_attributes(env: Mapping[bytes, bytes]) -> dict[str, JsonValue] |
     try:
         value = parse_json(env[_STRUCTURED])
     except FormatError as error:
-        raise RejectedInputError(f"cannot process __json attribute: {error}") from error
+        raise InvalidAttributeError(f"cannot process __json attribute: {error}") from error
     if not isinstance(value, dict):
-        raise RejectedInputError("cannot process __json attribute: type must be object")
+        raise InvalidAttributeError("cannot process __json attribute: type must be object")
     return value
 
 
@@ -243,11 +248,11 @@ def _legacy_graph(value: bytes, store_dir: StoreDir) -> Mapping[str, frozenset[S
     tokens = AttributeReader.split(value)
     if len(tokens) % 2:
         text = value.decode("utf-8", "surrogateescape")
-        raise RejectedInputError(f"odd number of tokens in '{_GRAPH}': '{text}'")
+        raise InvalidAttributeError(f"odd number of tokens in '{_GRAPH}': '{text}'")
     graph: dict[str, frozenset[StorePath]] = {}
     for name, path in zip(tokens[::2], tokens[1::2], strict=True):
         if not _GRAPH_FILE_NAME.fullmatch(name) or len(name) > _MAX_FILE_NAME:
-            raise RejectedInputError(f"invalid file name '{name}' in '{_GRAPH}'")
+            raise InvalidAttributeError(f"invalid file name '{name}' in '{_GRAPH}'")
         graph[name] = frozenset({_path(path, store_dir)})
     return graph
 
@@ -263,15 +268,15 @@ def _flatten(value: JsonValue) -> list[str]:
         elif isinstance(item, str):
             found.append(item)
         else:
-            raise RejectedInputError(f"'{_GRAPH}' value is not an array or a string")
+            raise InvalidAttributeError(f"'{_GRAPH}' value is not an array or a string")
     return found
 
 
 def _path(text: str, store_dir: StoreDir) -> StorePath:
     """The store path that ``text`` is, or lies in."""
     if not text.startswith(store_dir.path + "/"):
-        raise RejectedInputError(f"path '{text}' is not in the Nix store")
+        raise InvalidAttributeError(f"path '{text}' is not in the Nix store")
     try:
         return store_dir.split(text)[0]
     except FormatError as error:
-        raise RejectedInputError(str(error)) from error
+        raise InvalidAttributeError(str(error)) from error

@@ -44,13 +44,17 @@ class FixedOutputError(ExecutorError):
     """A fixed output is not what was promised: Nix's ``HashMismatch``."""
 
 
+class UnaddressableOutputError(ExecutorError):
+    """A fixed output refers to the store, and its kind of hash can't say so: ``MiscFailure``."""
+
+
 def check_fixed_output(drv_path: str, info: PathInfo, promised: Hash, store_dir: StoreDir) -> None:
     """Compare the hash of a fixed output with the promised one, and demand no references.
 
     ``info`` has the content address of what was built; ``drv_path`` is the full path. Raises
-    ``FixedOutputError``. Nix registers an output with another hash under the path that its
-    contents have before it fails; with references, that is only possible where the hash is a
-    SHA-256 of the NAR.
+    ``FixedOutputError`` and ``UnaddressableOutputError``. Nix registers an output with another hash
+    under the path that its contents have before it fails; with references, that is only possible
+    where the hash is a SHA-256 of the NAR.
     """
     built = ContentAddress.parse(info.content_address or "")
     references = sorted(info.references)
@@ -58,7 +62,7 @@ def check_fixed_output(drv_path: str, info: PathInfo, promised: Hash, store_dir:
         built.method is IngestionMethod.NAR and built.hash.algorithm is HashAlgorithm.SHA256
     )
     if references and not takes_references:
-        raise FixedOutputError(
+        raise UnaddressableOutputError(
             f"fixed output derivation '{info.path.name}' is not allowed to refer to other store "
             "paths.\nYou may need to use the 'unsafeDiscardReferences' derivation attribute, "
             "see the manual for more details."

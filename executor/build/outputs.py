@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
-from executor.build.failure import rejected_output
+from executor.build.failure import rejected_output, unable
+from executor.build.result import FailureCause
 from executor.build.users import BuildUser
 from executor.build.workspace import Workspace
 from executor.derivation import Derivation, FixedOutput
@@ -139,7 +140,8 @@ def _stage(
             directory_fd = workspace.final_fd
             description = canonicalise_and_describe(directory_fd, name, candidates=candidates)
     except UnacceptableTreeError as error:
-        raise rejected_output(f"{rules.describe(output)} can't enter the store: {error}") from error
+        text = f"{rules.describe(output)} can't enter the store: {error}"
+        raise unable(text, FailureCause.OUTPUT) from error
     if rules.sync:
         sync_tree(directory_fd, name)
     references = frozenset(by_digest[digest] for digest in description.references)
@@ -173,8 +175,15 @@ def _content_addressed(
         output_path_name(rules.derivation.name, "out"),
         specification.method,
         actual,
+        info.references - {info.path} if _takes_references(specification) else (),
     )
     return replace(info, path=true_path, content_address=address.render())
+
+
+def _takes_references(specification: FixedOutput) -> bool:
+    """Whether the path of such contents can tell what they refer to."""
+    recursive = specification.method is IngestionMethod.NAR
+    return recursive and specification.hash.algorithm is HashAlgorithm.SHA256
 
 
 def _content_hash(

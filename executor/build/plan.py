@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from executor.build.failure import BuildFailureError, rejected_input, unable
-from executor.build.result import FailureCause
+from executor.build.failure import BuildFailureError, unusable
 from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
 from executor.errors import ExecutorError
 from executor.formats.store_path import StoreDir, StorePath
@@ -99,7 +98,7 @@ def _examine(
         paths = _supported_outputs(store, derivation, name)
         missing = wanted - paths.keys()
         if missing:
-            raise rejected_input(
+            raise unusable(
                 f"derivation '{name}' does not have wanted outputs "
                 + ", ".join(f"'{output}'" for output in sorted(missing))
             )
@@ -129,13 +128,11 @@ def _examine(
 
 def _read(store: LocalStore, drv_path: StorePath, name: str) -> Derivation:
     if not store.is_valid(drv_path):
-        raise unable(
-            f"don't know how to build '{name}': it is not in the store", FailureCause.INPUT
-        )
+        raise unusable(f"don't know how to build '{name}': it is not in the store")
     try:
         return store.read_derivation(drv_path)
     except ExecutorError as error:
-        raise rejected_input(f"'{name}' is not a usable derivation: {error}") from error
+        raise unusable(f"'{name}' is not a usable derivation: {error}") from error
 
 
 _UNSUPPORTED = {
@@ -150,10 +147,9 @@ def _supported_outputs(
 ) -> dict[str, StorePath]:
     feature = _UNSUPPORTED.get(derivation.kind)
     if feature is not None:
-        raise unable(
+        raise unusable(
             f"'{name}' needs the experimental feature '{feature}', which this version "
-            "doesn't support",
-            FailureCause.INPUT,
+            "doesn't support"
         )
     return static_outputs(derivation, store.store_dir)
 
@@ -173,6 +169,4 @@ def _check_sources(store: LocalStore, derivation: Derivation, name: str) -> None
     missing = set(derivation.input_srcs) - store.query_valid(derivation.input_srcs)
     if missing:
         source = store.store_dir.render(min(missing))
-        raise unable(
-            f"dependency '{source}' of '{name}' does not exist in the store", FailureCause.INPUT
-        )
+        raise unusable(f"dependency '{source}' of '{name}' does not exist in the store")

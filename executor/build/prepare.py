@@ -10,15 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from executor.build.environment import BuildEnvironment, EnvironmentSettings, build_environment
-from executor.build.failure import rejected_input, unable
+from executor.build.failure import rejected_input, unusable
 from executor.build.messages import (
     impure_host_dep_refusal,
     local_build_refusal,
     no_chroot_refusal,
 )
-from executor.build.options import DerivationOptions, RejectedInputError
+from executor.build.options import DerivationOptions, InvalidAttributeError, NotAnInputError
 from executor.build.plan import Node, static_outputs
-from executor.build.result import FailureCause
 from executor.config import Settings
 from executor.derivation import Derivation
 from executor.errors import FormatError
@@ -78,8 +77,10 @@ def prepare(
             inputs=inputs,
             lookup=store,
         )
-    except (RejectedInputError, FormatError) as error:
+    except NotAnInputError as error:
         raise rejected_input(f"can't build '{name}': {error}") from error
+    except (InvalidAttributeError, FormatError) as error:
+        raise unusable(f"can't build '{name}': {error}") from error
     for output in wanted:
         _delete_leftover(store, node.outputs[output])
     return Preparation(
@@ -111,16 +112,15 @@ def refuse_unbuildable(
     if refusal is not None:
         raise rejected_input(refusal)
     if options.no_chroot:
-        raise unable(no_chroot_refusal(name), FailureCause.INPUT)
+        raise unusable(no_chroot_refusal(name))
     refusal = impure_host_dep_refusal(
         name, options.impure_host_deps, settings.allowed_impure_host_deps
     )
     if refusal is not None:
-        raise unable(refusal, FailureCause.INPUT)
+        raise unusable(refusal)
     if options.wants_uid_range:
-        raise unable(
-            f"'{name}' wants the feature 'uid-range', which this version doesn't support",
-            FailureCause.INPUT,
+        raise unusable(
+            f"'{name}' wants the feature 'uid-range', which this version doesn't support"
         )
 
 
@@ -130,17 +130,14 @@ def _input_closure(store: LocalStore, name: str, derivation: Derivation) -> set[
         paths = static_outputs(store.read_derivation(input_drv), store.store_dir)
         for output in outputs:
             if output not in paths:
-                raise rejected_input(
+                raise unusable(
                     f"derivation '{name}' requires non-existent output '{output}' from input "
                     f"derivation '{store.store_dir.render(input_drv)}'"
                 )
             roots.add(paths[output])
     invalid = roots - store.query_valid(roots)
     if invalid:
-        raise unable(
-            f"input '{store.store_dir.render(min(invalid))}' of '{name}' is not valid",
-            FailureCause.INPUT,
-        )
+        raise unusable(f"input '{store.store_dir.render(min(invalid))}' of '{name}' is not valid")
     return store.closure(roots)
 
 

@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 from itertools import compress
 from typing import Protocol
 
-from executor.build.attribute_reader import RejectedInputError
+from executor.build.attribute_reader import InvalidAttributeError, NotAnInputError
 from executor.derivation import Derivation, FixedOutput, InputAddressed
 from executor.formats.nlohmann import JsonValue
 from executor.formats.store_path import StoreDir, StorePath
@@ -43,12 +43,13 @@ def exported_paths(
 ) -> list[StorePath]:
     """The closure of ``roots``, sorted; where it has derivations, with their outputs' closures.
 
-    Raises ``RejectedInputError`` for a root that is not one of ``inputs``, and where a path of an
-    output is not known beforehand (Nix has no answer for that either).
+    Raises ``NotAnInputError`` for a root that is not one of ``inputs``, and
+    ``InvalidAttributeError`` where a path of an output is not known beforehand (Nix has no answer
+    for that either).
     """
     for root in sorted(roots):
         if root not in inputs:
-            raise RejectedInputError(
+            raise NotAnInputError(
                 f"cannot export references of path '{store_dir.render(root)}' because it is not "
                 "in the input closure of the derivation"
             )
@@ -69,7 +70,7 @@ def _output_paths(derivation: Derivation, store_dir: StoreDir) -> Iterable[Store
         elif isinstance(output, FixedOutput):
             yield output.path(store_dir, derivation.name, name)
         else:
-            raise RejectedInputError("exportReferences on CA derivations is not yet implemented")
+            raise InvalidAttributeError("exportReferences on CA derivations is not yet implemented")
 
 
 def registration(paths: Collection[StorePath], lookup: GraphLookup, store_dir: StoreDir) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from executor.build.context import BUILTIN_ENTRY
-from executor.build.failure import rejected_input
+from executor.build.failure import unusable
 from executor.build.prepare import Preparation
 from executor.build.sandbox_files import sandbox_files
 from executor.build.users import BuildUser
@@ -89,7 +89,7 @@ def make_request(
         )
     except SpecError as error:
         name = store.store_dir.render(preparation.drv_path)
-        raise rejected_input(f"can't build '{name}': {error}") from error
+        raise unusable(f"can't build '{name}': {error}") from error
     return BuildRequest(
         spec=spec,
         files=(*((file.name, file.content, 0o644) for file in environment.files), *secrets),

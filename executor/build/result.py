@@ -113,7 +113,7 @@ class BuildResult:
         return self.status.success
 
 
-# Nix's Worker::failingExitStatus (src/libstore/build/worker.cc): 0b1100100 with flags below it.
+# Nix's ExitStatusFlags (src/libstore/build-result.cc): 0b1100000 with flags below it.
 _BASE = 0x60
 _BUILD_FAILURE = 0x04
 _TIMED_OUT = 0x01
@@ -121,6 +121,7 @@ _HASH_MISMATCH = 0x02
 _CHECK_MISMATCH = 0x08
 _FLAGS = {
     BuildStatus.PERMANENT_FAILURE: _BUILD_FAILURE,
+    BuildStatus.INPUT_REJECTED: _BUILD_FAILURE,
     BuildStatus.TIMED_OUT: _BUILD_FAILURE | _TIMED_OUT,
     BuildStatus.HASH_MISMATCH: _BUILD_FAILURE | _HASH_MISMATCH,
     BuildStatus.NOT_DETERMINISTIC: _CHECK_MISMATCH,

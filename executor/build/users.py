@@ -4,6 +4,9 @@ Members of ``build-users-group`` are used where that group exists (and locked in
 ``userpool`` as Nix does, so that both can share them); elsewhere ids come from a range of their
 own, so that a fresh machine needs no set-up. Because two stores on one machine must not use one id
 at once, every lease also holds a machine-wide lock below ``/run``.
+
+Stores in other directories (chroot stores) take the range, too: a Nix that works on another store
+doesn't see the locks of this one, and kills every process of the member that it picks.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from executor.builtins.environment import attribute, output_path
-from executor.builtins.errors import BuiltinError, exit_code, show, warn
+from executor.builtins.errors import BuiltinError, exit_code, mark, show, warn
 from executor.builtins.options import BuiltinOptions
 
 _PROPAGATED = b"nix-support/propagated-user-env-packages"
@@ -155,9 +155,10 @@ class _Forest:
             )
         previous = self._priorities.get(target, 0)
         if previous == priority:
+            rivals = (show(os.readlink(target)), show(source))
             raise BuiltinError(
                 "Unable to build profile. There is a conflict for the following files:\n\n"
-                f"  {show(os.readlink(target))}\n  {show(source)}"
+                + "\n".join("  " + mark(f'"{path}"') for path in rivals)
             )
         if previous < priority:
             return False

@@ -1,11 +1,19 @@
-"""Errors of the builtin builders, and how one of them ends the builder."""
+"""Errors of the builtin builders, and how one of them ends the builder.
+
+What they say is part of the build log, which is equal to Nix's where the causes are; so the colours
+of Nix's messages are here too (``src/libutil/include/nix/util/ansicolor.hh``).
+"""
 
 import os
+import re
 from collections.abc import Callable
 
 from executor.errors import ExecutorError
 
 _STDERR = 2
+_RED, _MAGENTA, _NORMAL = "\x1b[31;1m", "\x1b[35;1m", "\x1b[0m"
+_QUOTED = re.compile(r"'([^'\x1b]*)'")
+_INDENT = "\n" + " " * len("error: ")
 
 
 class BuiltinError(ExecutorError):
@@ -39,6 +47,17 @@ def show(name: bytes) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def mark(value: str) -> str:
+    """A value inside a message, as Nix colours it; what stands in single quotes is anyway."""
+    return f"{_MAGENTA}{value}{_NORMAL}"
+
+
+def error_text(message: str) -> str:
+    """A message as Nix writes it to the log of a builtin."""
+    marked = _QUOTED.sub(lambda quoted: f"'{mark(quoted[1])}'", message)
+    return f"{_RED}error:{_NORMAL} " + marked.replace("\n", _INDENT).replace(_INDENT + "\n", "\n\n")
+
+
 def say(text: str) -> None:
     """Write one line to the build log, past any buffer (the process may be killed any time)."""
     data = text.encode("utf-8", "backslashreplace") + b"\n"
@@ -56,11 +75,11 @@ def exit_code(builtin: Callable[[], None]) -> int:
     try:
         builtin()
     except ExecutorError as error:
-        say(f"error: {error}")
+        say(error_text(str(error)))
     except OSError as error:
-        say(f"error: {_describe(error)}")
+        say(error_text(_describe(error)))
     except (MemoryError, RecursionError) as error:
-        say(f"error: the input needs too much memory ({type(error).__name__})")
+        say(error_text(f"the input needs too much memory ({type(error).__name__})"))
     else:
         return 0
     return 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from executor.builtins import buildenv, fetchurl, unpack_channel
-from executor.builtins.errors import say, show
+from executor.builtins.errors import error_text, say, show
 
 _BUILTINS: Mapping[bytes, Callable[[list[bytes], dict[bytes, bytes]], int]] = {
     b"builtin:buildenv": buildenv.run,
@@ -41,6 +41,7 @@ def run_builtin(argv: list[bytes], environment: dict[bytes, bytes]) -> int:
     name = os.path.basename(argv[0])
     builtin = _BUILTINS.get(name)
     if builtin is None:
-        say(f"error: unsupported builtin builder '{show(name.removeprefix(b'builtin:'))}'")
+        shown = show(name.removeprefix(b"builtin:"))
+        say(error_text(f"unsupported builtin builder '{shown}'"))
         return 1
     return builtin(argv[1:], environment)

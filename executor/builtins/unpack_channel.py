@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 from executor.builtins.compression import ERRORS, open_decompressed
 from executor.builtins.environment import attribute, output_path
-from executor.builtins.errors import BuiltinError, exit_code, show
+from executor.builtins.errors import BuiltinError, exit_code, mark, show
 from executor.store.delete import delete_tree
 from executor.store.descriptors import CREATE_FLAGS, DIRECTORY_FLAGS
 
@@ -56,6 +56,9 @@ def extract(raw: BinaryIO, destination_fd: int) -> None:
         ) as archive:
             for member in archive:
                 _extract_member(archive, member, destination_fd)
+    except tarfile.ReadError as error:
+        reason = mark("Unrecognized archive format")
+        raise BuiltinError(f"failed to open archive: {reason}") from error
     except (tarfile.TarError, *ERRORS) as error:
         if isinstance(error, OSError) and error.errno:
             raise

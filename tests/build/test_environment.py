@@ -15,7 +15,7 @@ from executor.build.environment import (
     EnvironmentSettings,
     build_environment,
 )
-from executor.build.options import DerivationOptions, RejectedInputError
+from executor.build.options import DerivationOptions, InvalidAttributeError, NotAnInputError
 from executor.derivation import Derivation, FloatingOutput, InputAddressed, parse_derivation
 from executor.derivation_hash import placeholder
 from executor.formats.content_address import IngestionMethod
@@ -225,7 +225,7 @@ def test_first_argument_is_the_base_name(builder: bytes, name: bytes) -> None:
     ],
 )
 def test_refuses_what_no_process_can_be_given(derivation: Derivation) -> None:
-    with pytest.raises(RejectedInputError) as caught:
+    with pytest.raises(InvalidAttributeError) as caught:
         environment_of(derivation)
     str(caught.value).encode("utf-8")
 
@@ -239,7 +239,7 @@ def test_bytes_that_are_no_text_pass() -> None:
 def test_exported_path_must_be_an_input() -> None:
     path = "/nix/store/" + "0" * 32 + "-x"
     derivation = derivation_with({b"exportReferencesGraph": b"graph " + path.encode()})
-    with pytest.raises(RejectedInputError) as caught:
+    with pytest.raises(NotAnInputError) as caught:
         environment_of(derivation)
     assert str(caught.value) == (
         f"cannot export references of path '{path}' because it is not in the input closure of "
@@ -278,7 +278,7 @@ def test_derivations_in_the_graph_bring_their_outputs() -> None:
     unknown = Lookup(
         infos, {drv.path: replace(base, outputs=dict.fromkeys(base.outputs, floating))}
     )
-    with pytest.raises(RejectedInputError, match="CA derivations"):
+    with pytest.raises(InvalidAttributeError, match="CA derivations"):
         environment_of(derivation, unknown)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from executor.build.options import DerivationOptions, OutputChecks, RejectedInputError
+from executor.build.options import DerivationOptions, InvalidAttributeError, OutputChecks
 from executor.derivation import (
     DeferredOutput,
     Derivation,
@@ -203,7 +203,7 @@ def test_warnings() -> None:
     ["../../etc/cron.d/x", "a/b", ".", "..", ".attrs.sh", "1a", "-a", "ä", "a\0b", "a" * 256],
 )
 def test_illegal_file_names(name: str) -> None:
-    with pytest.raises(RejectedInputError) as caught:
+    with pytest.raises(InvalidAttributeError) as caught:
         parse({b"exportReferencesGraph": f"{name} {LEAF_TEXT}".encode()})
     assert str(caught.value) == f"invalid file name '{name}' in 'exportReferencesGraph'"
 
@@ -227,7 +227,7 @@ def test_legal_file_names() -> None:
     ],
 )
 def test_illegal_graphs(value: str, text: str) -> None:
-    with pytest.raises(RejectedInputError) as caught:
+    with pytest.raises(InvalidAttributeError) as caught:
         parse({b"exportReferencesGraph": value.encode()})
     assert str(caught.value) == text
 
@@ -305,7 +305,7 @@ def expected(wanted: str, found: str, value: str) -> str:
     ],
 )
 def test_ill_typed_structured_attributes(attributes: object, text: str) -> None:
-    with pytest.raises(RejectedInputError) as caught:
+    with pytest.raises(InvalidAttributeError) as caught:
         parse_structured(attributes)
     assert str(caught.value) == text
 
@@ -314,14 +314,14 @@ def test_ill_typed_structured_attributes(attributes: object, text: str) -> None:
     "text", [b"", b"{", b"[]", b"null", b'{"a":1e999}', b'{"a":"\\ud800"}', b"\xff", b"[" * 10**6]
 )
 def test_structured_attributes_must_be_an_object(text: bytes) -> None:
-    with pytest.raises(RejectedInputError, match="cannot process __json attribute"):
+    with pytest.raises(InvalidAttributeError, match="cannot process __json attribute"):
         parse({b"__json": text})
 
 
 def test_long_and_odd_values_stay_printable_in_messages() -> None:
-    with pytest.raises(RejectedInputError) as caught:
+    with pytest.raises(InvalidAttributeError) as caught:
         parse_structured({"preferLocalBuild": "x" * 100_000})
     assert len(str(caught.value)) < 1000
-    with pytest.raises(RejectedInputError) as caught:
+    with pytest.raises(InvalidAttributeError) as caught:
         parse({b"exportReferencesGraph": b"\xff"})
     str(caught.value).encode("utf-8")
