@@ -172,7 +172,7 @@ class Executor:
             store=store,
             users=UserPool(
                 state_dir=location.state_dir,
-                group=settings.build_users_group,
+                group=settings.build_users_group if location.is_default_layout else "",
                 range_start=settings.start_id + settings.id_count,
                 on_busy=lambda text: self._emit(Notice(level=1, text=text)),
             ),
