@@ -146,8 +146,9 @@ def _finish(
 
 
 def _wanted(target: Target, result: BuildResult) -> list[StorePath]:
-    names = sorted(result.outputs if target.outputs is None else target.outputs)
-    return [result.outputs[name] for name in names]
+    """The paths that were asked for, in the order in which ``nix-store --realise`` has them."""
+    names = result.outputs if target.outputs is None else target.outputs
+    return sorted(result.outputs[name] for name in names)
 
 
 def _keep(store: LocalStore, link: str | None, target: Target, result: BuildResult) -> None:
