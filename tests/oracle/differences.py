@@ -1,0 +1,34 @@
+"""The accepted differences of ``differences.toml``, and how two observations are compared."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+FIELDS = ("drv", "exit_code", "status", "outputs", "log")
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that differ, each with both values. A status that Nix doesn't tell is not one."""
+    return {
+        field: f"executor: {ours[field]!r}\n     Nix: {theirs[field]!r}"
+        for field in FIELDS
+        if ours[field] != theirs[field] and not (field == "status" and theirs[field] is None)
+    }
+
+
+def accepted(version: str) -> dict[str, frozenset[str]]:
+    """By case, the fields in which the executor may differ from this version of Nix, and must."""
+    with open(HERE / "differences.toml", "rb") as file:
+        table = tomllib.load(file)
+    found: dict[str, set[str]] = {}
+    for entry in table["difference"]:
+        if not entry["cause"]:
+            raise ValueError(f"no cause is given for {entry['cases']}")
+        if version == entry["nix"] or version.startswith(entry["nix"] + "."):
+            for case in entry["cases"]:
+                found.setdefault(case, set()).update(entry["fields"])
+    return {case: frozenset(fields) for case, fields in found.items()}
