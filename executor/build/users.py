@@ -177,5 +177,14 @@ def _processes_of(uid: int) -> Iterator[int]:
                 owner = entry.stat(follow_symlinks=False).st_uid
             except OSError:
                 continue  # it ended meanwhile
-            if owner == uid:
+            if owner == uid and not _is_zombie(entry.path):
                 yield int(entry.name)
+
+
+def _is_zombie(process: str) -> bool:
+    """Whether a process has ended, or is gone: it can't touch anything any more."""
+    try:
+        with open(os.path.join(process, "stat"), "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True

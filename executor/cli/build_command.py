@@ -11,6 +11,8 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from signal import Signals
+from typing import TYPE_CHECKING
 
 from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, exit_status
@@ -20,6 +22,9 @@ from executor.cli.targets import resolve_targets
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 EXAMPLE = """\
 example:
@@ -60,6 +65,9 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         invocation.say(0, "error: interrupted by the user")
         return _INTERRUPTED
+    except _EndedBySignalError as ended:
+        invocation.say(0, f"error: ended by {ended.signal.name}; what was being built is removed")
+        return 128 + ended.signal
     with open_store(invocation) as store:
         _finish(invocation, arguments, store, targets, results)
     return code
@@ -114,6 +122,15 @@ def _build(
             everything.append(event.result)
 
     async def build() -> list[BuildResult]:
+        ended = _cancel_on_signal(asyncio.get_running_loop())
+        try:
+            return await build_all()
+        except asyncio.CancelledError:
+            if not ended:
+                raise  # by SIGINT, which asyncio.run makes a KeyboardInterrupt of
+            raise _EndedBySignalError(ended[0]) from None
+
+    async def build_all() -> list[BuildResult]:
         executor = Executor(store=invocation.store, settings=invocation.settings)
         executor.subscribe(display.take)
         executor.subscribe(collect)
@@ -124,6 +141,31 @@ def _build(
         return asyncio.run(build()), exit_status(everything)
     finally:
         display.close()
+
+
+class _EndedBySignalError(Exception):
+    """The build was cancelled by ``signal``."""
+
+    def __init__(self, signal: Signals) -> None:
+        super().__init__(signal.name)
+        self.signal = signal
+
+
+def _cancel_on_signal(loop: AbstractEventLoop) -> list[Signals]:
+    """Make SIGTERM and SIGHUP cancel the running task; the list gets the one that did."""
+    from asyncio import current_task
+
+    task = current_task(loop)
+    ended: list[Signals] = []
+
+    def cancel(number: Signals) -> None:
+        ended.append(number)
+        if task is not None:
+            task.cancel()
+
+    for number in (Signals.SIGTERM, Signals.SIGHUP):
+        loop.add_signal_handler(number, cancel, number)
+    return ended
 
 
 def _finish(

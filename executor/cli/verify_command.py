@@ -16,7 +16,6 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument("--check-contents", action="store_true", help="hash every path")
-    parser.add_argument("--repair", action="store_true", help="mend what can be mended here")
 
 
 def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
@@ -24,7 +23,6 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     with open_store(invocation) as store:
         problems = store.verify(
             check_contents=arguments.check_contents,
-            repair=arguments.repair,
             report=lambda text: invocation.say(0, text),
         )
     return 1 if problems else 0

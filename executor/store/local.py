@@ -297,13 +297,10 @@ class LocalStore:
         self,
         *,
         check_contents: bool = False,
-        repair: bool = False,
         report: Callable[[str], object] = _ignore,
     ) -> list[str]:
         """Compare database and files; returns the problems. `report` gets every message."""
         self._require_writable()
-        if repair:
-            raise StoreError("repairing store paths is not supported yet")
         from executor.store.verify import Verifier
 
         verifier = Verifier(

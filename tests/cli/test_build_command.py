@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import pytest
@@ -438,3 +439,25 @@ def test_a_reader_that_goes_away_is_no_crash(workshop: Workshop, several: Drv) -
     process.stderr.close()
     assert process.wait(30) == 1
     assert said.endswith(f"building '{several.text}'...\n")
+
+
+@pytest.mark.parametrize("number", [Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP])
+def test_a_signal_ends_the_build_and_leaves_nothing(workshop: Workshop, number: Signals) -> None:
+    drv = workshop.make("sleeper", "echo asleep; sleep 100")
+    process = subprocess.Popen(
+        workshop.command("build", "-L", drv.text),
+        env=workshop.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        while "asleep" not in (line := process.stderr.readline()):
+            assert line, "the builder was not heard of"
+        process.send_signal(number)
+        _, shown = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1
+    assert workshop.leftovers() == []

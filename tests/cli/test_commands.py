@@ -331,7 +331,6 @@ def test_what_show_config_prints_can_be_read_again(cli: Cli) -> None:
         pytest.param(["instantiate", "deep.json"], "not JSON: too many levels", id="deep JSON"),
         pytest.param(["instantiate", "list.json"], "is not an object", id="list"),
         pytest.param(["instantiate", "-"], "not JSON", id="empty standard input"),
-        pytest.param(["verify", "--repair"], "not supported yet", id="repair"),
         pytest.param(["show-config", "--cores"], "'--cores' needs a value", id="no value"),
         pytest.param(["show-config", "--cores", "x"], "'x' is not a number", id="bad value"),
         pytest.param(["show-config", "--no-sandbox"], "weaken the sandbox", id="weaker sandbox"),
@@ -397,7 +396,7 @@ def test_a_malformed_configuration_is_one_line(cli: Cli, where: str) -> None:
 
 def test_debug_shows_where_an_error_comes_from(cli: Cli) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "executor", "verify", "--debug", "--repair"],
+        [sys.executable, "-m", "executor", "instantiate", "--debug", "missing.json"],
         env=cli.environment,
         capture_output=True,
         text=True,
@@ -405,7 +404,7 @@ def test_debug_shows_where_an_error_comes_from(cli: Cli) -> None:
     )
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert "StoreError: repairing" in done.stderr
+    assert "missing.json" in done.stderr
 
 
 def test_a_reader_that_has_had_enough_is_no_error(cli: Cli) -> None:
