@@ -26,9 +26,11 @@ _MODE_ARGUMENTS = (
     ("mkdirat", 2),
     ("mknod", 1),
     ("mknodat", 2),
-    ("open", 2),
-    ("openat", 3),
 )
+# Calls whose mode counts only when flags ask for a new file; else a register holds anything.
+# Name, position of the flags, position of the mode.
+_OPENING = (("open", 1, 2), ("openat", 2, 3))
+_TMPFILE_BIT = os.O_TMPFILE & ~os.O_DIRECTORY
 _XATTR = tuple(
     f"{prefix}{verb}xattr" for verb in ("get", "set", "list", "remove") for prefix in ("", "l", "f")
 )
@@ -109,7 +111,15 @@ def compile_filter() -> bytes:
 def _add_mode_rules(rules: pyseccomp.SyscallFilter) -> None:
     for name, position in _MODE_ARGUMENTS:
         for bit in _SET_ID_BITS:
-            _add(rules, errno.EPERM, name, pyseccomp.Arg(position, pyseccomp.MASKED_EQ, bit, bit))
+            _add(rules, errno.EPERM, name, _has(position, bit))
+    for name, flags, mode in _OPENING:
+        for new in (os.O_CREAT, _TMPFILE_BIT):
+            for bit in _SET_ID_BITS:
+                _add(rules, errno.EPERM, name, _has(flags, new), _has(mode, bit))
+
+
+def _has(position: int, bit: int) -> pyseccomp.Arg:
+    return pyseccomp.Arg(position, pyseccomp.MASKED_EQ, bit, bit)
 
 
 def _add_family_rules(rules: pyseccomp.SyscallFilter) -> None:

@@ -21,11 +21,11 @@ static void say(const char *name, long result) {
 }
 #define T(name, call) (errno = 0, say(name, (long)(call)))
 
-static long int80(long number, long first, long second) {
+static long int80(long number, long first, long second, long third) {
   long result;
   __asm__ volatile("int $0x80"
                    : "=a"(result)
-                   : "a"(number), "b"(first), "c"(second)
+                   : "a"(number), "b"(first), "c"(second), "d"(third)
                    : "memory", "r8", "r9", "r10", "r11");
   if (result < 0) { errno = -result; return -1; }
   return result;
@@ -45,9 +45,12 @@ int main(void) {
   T("fchmodat_suid", syscall(SYS_fchmodat, AT_FDCWD, "f", 06755));
   T("fchmodat2_suid", syscall(452, AT_FDCWD, "f", 04755, 0));
   T("fchmodat2_plain", syscall(452, AT_FDCWD, "f", 0755, 0));
-  T("chmod_suid_i386", int80(15, (long)low, 06755));
-  T("chmod_plain_i386", int80(15, (long)low, 0755));
+  T("chmod_suid_i386", int80(15, (long)low, 06755, 0));
+  T("chmod_plain_i386", int80(15, (long)low, 0755, 0));
   T("open_suid", open("s", O_CREAT | O_WRONLY, 04755));
+  T("open_suid_i386", int80(5, (long)low, O_CREAT | O_WRONLY, 04755));
+  T("open_unused_mode", syscall(SYS_openat, AT_FDCWD, "f", O_RDONLY, 06777));
+  T("tmpfile_suid", open(".", O_TMPFILE | O_WRONLY, 04755));
   T("creat_suid", creat("s", 04755));
   T("mknod_suid", mknod("s", S_IFREG | 04755, 0));
   T("openat2", syscall(437, AT_FDCWD, "f", value, 24));
