@@ -135,6 +135,7 @@ class _Job:
             build_root=self._context.build_root,
             chroot_path=self._store.real_path(self._node.drv_path) + ".chroot",
             user=user,
+            store_root=self._store.location.root_dir,
         )
         try:
             workspace = await self._context.work(owner.open)

@@ -52,8 +52,11 @@ class Workspace:
 class WorkspaceOwner:
     """Owns a workspace: makes it, closes it, deletes it."""
 
-    def __init__(self, *, build_root: str, chroot_path: str, user: BuildUser) -> None:
+    def __init__(
+        self, *, build_root: str, chroot_path: str, user: BuildUser, store_root: str | None = None
+    ) -> None:
         self._build_root = build_root
+        self._store_root = store_root
         self._chroot_path = chroot_path
         self._user = user
         self._descriptors: list[int] = []
@@ -103,7 +106,7 @@ class WorkspaceOwner:
 
     def _make(self) -> Workspace:
         os.makedirs(self._build_root, mode=0o755, exist_ok=True)
-        check_build_root(self._build_root)
+        check_build_root(self._build_root, self._store_root)
         root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
         sweep(root_fd)
         top_name, top_fd = self._make_top(root_fd)
@@ -189,29 +192,49 @@ def write_build_file(
         os.close(descriptor)
 
 
-def check_build_root(path: str) -> None:
+def check_build_root(path: str, store_root: str | None = None) -> None:
     """Refuse a build directory that somebody else could swap (row 100).
 
-    The directory itself must belong to root and be writable to nobody else. A parent may be
-    world-writable only where it is sticky (``/tmp``), because then nobody can rename what root
-    made in it. Links are refused: their target can change.
+    The directory itself must belong to root and be writable to nobody else, and so must its
+    parents. One may be world-writable where it is sticky (``/tmp``), because then nobody can
+    rename what root made in it. Links are refused: their target can change.
+
+    ``store_root`` is the directory that holds a chroot store: it and its parents may belong to
+    somebody else (a checkout in a home), who is trusted with the store already, but they must not
+    be world-writable.
     """
     current = os.path.abspath(path)
+    above = os.path.abspath(store_root) if store_root else None
     child: os.stat_result | None = None
-    while True:
+    while current != above:
         status = os.lstat(current)
         if stat.S_ISLNK(status.st_mode):
             raise StoreError(f"the build directory must not lie below the symlink '{current}'")
         writable = status.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
         protected = child is not None and status.st_mode & stat.S_ISVTX and child.st_uid == 0
         if status.st_uid != 0 or (writable and not protected):
-            raise StoreError(
-                f"the directory '{current}' can be changed by other users, so builds must not "
-                "run below it; set 'build-dir' to a directory that only root can write"
-            )
+            raise _changeable(current)
         if current == "/":
             return
         current, child = os.path.dirname(current), status
+    _check_above_store(os.path.realpath(current))
+
+
+def _check_above_store(current: str) -> None:
+    while True:
+        mode = os.lstat(current).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise _changeable(current)
+        if current == "/":
+            return
+        current = os.path.dirname(current)
+
+
+def _changeable(path: str) -> StoreError:
+    return StoreError(
+        f"the directory '{path}' can be changed by other users, so builds must not "
+        "run below it; set 'build-dir' to a directory that only root can write"
+    )
 
 
 def take_ownership(parent_fd: int, name: str | bytes) -> None:

@@ -103,3 +103,22 @@ def test_a_build_root_that_others_can_change_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="symlink"):
         check_build_root(str(tmp_path / "link"))
     check_build_root(str(tmp_path))
+
+
+def test_a_store_may_lie_in_somebodys_home(tmp_path: Path) -> None:
+    """As with sudo in a checkout; what is below the store is root's all the same."""
+    home, store = tmp_path / "home", tmp_path / "home/store"
+    (store / "builds").mkdir(parents=True)
+    for directory in (home, store):
+        os.chown(directory, 1234, 1234)
+        directory.chmod(0o775)
+    check_build_root(str(store / "builds"), str(store))
+    with pytest.raises(StoreError, match="can be changed by other users"):
+        check_build_root(str(store / "builds"))
+    os.chown(store / "builds", 1234, 1234)
+    with pytest.raises(StoreError, match="builds' can be changed by other users"):
+        check_build_root(str(store / "builds"), str(store))
+    os.chown(store / "builds", 0, 0)
+    home.chmod(0o777)
+    with pytest.raises(StoreError, match="home' can be changed by other users"):
+        check_build_root(str(store / "builds"), str(store))
