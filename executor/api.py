@@ -161,7 +161,12 @@ class Executor:
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001 - a listener must not decide a build
+                text = f"a listener failed on {type(event).__name__}"
+                context = {"message": text, "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
     def _make_context(
         self, spawner: Spawner, store: StoreThread, workers: ThreadPoolExecutor

@@ -23,6 +23,7 @@ from sandbox.privileges import (
     enter_user_namespace,
     set_process_attributes,
 )
+from sandbox.seccomp import compile_filter
 from sandbox.spec import Call, SandboxSpec
 from sandbox.step import Step, StepFailedError
 
@@ -73,6 +74,9 @@ def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> 
 
 
 def _confine(spec: SandboxSpec, machine: Machine) -> None:
+    program = machine.filter_program
+    if spec.machine == "i686":
+        program = compile_filter(multiplexed_sockets=True)
     set_process_attributes(spec)
     set_up_namespaces(spec)
     enter_new_root(spec)
@@ -87,7 +91,7 @@ def _confine(spec: SandboxSpec, machine: Machine) -> None:
     os.close(_LIVENESS)
     with Step("enter the build directory", "chdir", spec.working_directory):
         os.chdir(spec.working_directory)
-    confine_further(spec, machine.landlock_abi, machine.filter_program)
+    confine_further(spec, machine.landlock_abi, program)
 
 
 def _arrange_descriptors(descriptors: Descriptors) -> None:

@@ -6,11 +6,14 @@ Works in an asyncio event loop. The spawner is started once, early; see ``spawne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -242,8 +245,9 @@ class Spawner:
         pending.exit.set_result(result)
 
     def _lose(self, error: SandboxError) -> None:
-        """The spawner is gone: whoever waits for it hears that."""
+        """The spawner is gone: what it started is killed, and whoever waits for it hears that."""
         self._lost = error
+        _kill_and_wait([pending.started for pending in self._pending.values()])
         if self._loop is not None:
             self._loop.remove_reader(self._control)
         waiting: list[asyncio.Future[object]] = []
@@ -256,6 +260,27 @@ class Spawner:
                 future.set_exception(error)
                 future.exception()  # heard of, even where nobody waits
         self._pending.clear()
+
+
+def _kill_and_wait(started: Sequence[asyncio.Future[tuple[int, int]]]) -> None:
+    """Kill sandboxes that nobody will reap for us; a builder can refuse to die with its parent.
+
+    Blocks until the kernel has ended them, because after this their directories are removed.
+    """
+    poll = select.poll()
+    running: set[int] = set()
+    for future in started:
+        if future.done() and not future.cancelled() and future.exception() is None:
+            pidfd = future.result()[1]
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            poll.register(pidfd, select.POLLIN)
+            running.add(pidfd)
+    deadline = time.monotonic() + _CLOSE_TIMEOUT
+    while running and (left := deadline - time.monotonic()) > 0:
+        for pidfd, _events in poll.poll(left * 1000):
+            poll.unregister(pidfd)
+            running.discard(pidfd)
 
 
 def _kill_started(started: asyncio.Future[tuple[int, int]]) -> None:

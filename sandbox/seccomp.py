@@ -90,22 +90,37 @@ def newer_calls() -> bytes:
     return b"".join(program)
 
 
-def compile_filter() -> bytes:
-    """The whole filter as BPF bytes. Takes some milliseconds; do it once."""
+def compile_filter(*, multiplexed_sockets: bool = False) -> bytes:
+    """The whole filter as BPF bytes. Takes some milliseconds; do it once.
+
+    A 32-bit libc may make sockets by ``socketcall``, whose family lies behind a pointer: all of
+    it is refused, unless ``multiplexed_sockets`` lets 32-bit programs use every family.
+    """
     rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
     if pyseccomp.system_arch() == pyseccomp.Arch.X86_64:
-        rules.add_arch(pyseccomp.Arch.X86)
         rules.add_arch(pyseccomp.Arch.X32)
+        if not multiplexed_sockets:
+            rules.add_arch(pyseccomp.Arch.X86)
+    _add_rules(rules)
+    _add_family_rules(rules)
+    if multiplexed_sockets:
+        i386 = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
+        i386.add_arch(pyseccomp.Arch.X86)
+        i386.remove_arch(pyseccomp.Arch.NATIVE)
+        _add_rules(i386)
+        rules.merge(i386)
+    return newer_calls() + _export(rules)
+
+
+def _add_rules(rules: pyseccomp.SyscallFilter) -> None:
     _add_mode_rules(rules)
     for name in _XATTR:
         _add(rules, errno.ENOTSUP, name)
     for name in _ABSENT:
         _add(rules, errno.ENOSYS, name)
-    _add_family_rules(rules)
     for request in _TTY_INJECTION:
         low_half = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xFFFFFFFF, request)
         _add(rules, errno.EPERM, "ioctl", low_half)
-    return newer_calls() + _export(rules)
 
 
 def _add_mode_rules(rules: pyseccomp.SyscallFilter) -> None:

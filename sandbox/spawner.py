@@ -114,10 +114,10 @@ class _Server:
 
 def _isolate() -> None:
     """Make this process a clean parent for builds."""
-    # An interpreter ignores these two; a program must not inherit that.
+    # An interpreter ignores two, whoever started us perhaps more; programs must not inherit that.
     for number in range(1, _HIGHEST_SIGNAL + 1):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-            signal.signal(number, signal.SIG_DFL)
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            syscalls.reset_signal(number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     prctl.set_dumpable(0)
     syscalls.join_new_session_keyring()

@@ -21,8 +21,20 @@ _syscall.restype = ctypes.c_long
 
 _MACHINE = platform.machine()
 _NUMBERS = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "capset": 126, "setdomainname": 171},
-    "aarch64": {"pivot_root": 41, "keyctl": 219, "capset": 91, "setdomainname": 162},
+    "x86_64": {
+        "pivot_root": 155,
+        "keyctl": 250,
+        "capset": 126,
+        "setdomainname": 171,
+        "rt_sigaction": 13,
+    },
+    "aarch64": {
+        "pivot_root": 41,
+        "keyctl": 219,
+        "capset": 91,
+        "setdomainname": 162,
+        "rt_sigaction": 134,
+    },
 }
 _SYS = _NUMBERS.get(_MACHINE, _NUMBERS["x86_64"])
 _SYS_CLONE3 = 435
@@ -109,6 +121,15 @@ def clone3(flags: int) -> tuple[int, int]:
     size = ctypes.sizeof(arguments)
     pid = _call(_SYS_CLONE3, ctypes.byref(arguments), ctypes.c_size_t(size))
     return pid, pidfd.value
+
+
+def reset_signal(number: int) -> None:
+    """The default action for a signal, also for the two that the C library keeps to itself."""
+    action = bytes(32)  # struct sigaction of the kernel: SIG_DFL, no flags, no restorer, no mask
+    _call(
+        _SYS["rt_sigaction"],
+        *(_long(number), ctypes.c_char_p(action), ctypes.c_void_p(None), ctypes.c_size_t(8)),
+    )
 
 
 def unshare(flags: int) -> None:

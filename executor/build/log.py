@@ -102,14 +102,19 @@ def _honoured(message: dict[str, object]) -> LogEntry | None:
     action = message.get("action")
     if action == "setPhase":
         phase = message.get("phase")
-        return PhaseLine(phase) if isinstance(phase, str) else None
+        return PhaseLine(_encodable(phase)) if isinstance(phase, str) else None
     if action == "result" and message.get("type") == _SET_PHASE:
         fields = message.get("fields")
         if isinstance(fields, list) and fields and isinstance(fields[0], str):
-            return PhaseLine(fields[0])
+            return PhaseLine(_encodable(fields[0]))
         return None
     if action == "msg":
         level, text = message.get("level"), message.get("msg")
         if isinstance(level, int) and isinstance(text, str):
-            return MessageLine(level, text)
+            return MessageLine(level, _encodable(text))
     return None
+
+
+def _encodable(text: str) -> str:
+    """Without the halves of surrogate pairs that JSON can hold and no terminal can be sent."""
+    return text.encode("utf-8", "replace").decode()

@@ -3,6 +3,7 @@
 import base64
 import ipaddress
 import netrc
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,7 +104,10 @@ def basic(user: str, password: str) -> str:
 
 
 class Passwords:
-    """The netrc file: user and password for exactly the hosts that it names."""
+    """The netrc file: user and password for exactly the hosts that it names.
+
+    It is this process's own copy, and deleted as soon as it is read.
+    """
 
     def __init__(self, file: bytes | None) -> None:
         self._accounts: netrc.netrc | None = None
@@ -111,6 +115,8 @@ class Passwords:
             return
         try:
             self._accounts = netrc.netrc(file.decode("utf-8", "surrogateescape"))
+            # From here on no file:// URL of a hostile derivation can make an output of it.
+            os.unlink(file)
         except FileNotFoundError:
             return
         except (netrc.NetrcParseError, UnicodeError) as error:

@@ -87,3 +87,16 @@ def test_an_endless_line_is_handed_on_in_pieces() -> None:
 @given(st.lists(st.binary(max_size=40)))
 def test_no_output_makes_it_raise(pieces: list[bytes]) -> None:
     entries(*pieces)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        rb'{"action": "setPhase", "phase": "a\ud800b"}',
+        rb'{"action": "msg", "level": 0, "msg": "a\ud800b"}',
+        rb'{"action": "result", "type": 104, "fields": ["a\ud800b"]}',
+    ],
+)
+def test_half_a_character_can_be_shown(message: bytes) -> None:
+    (entry,) = entries(b"@nix " + message + b"\n")
+    assert entry in (PhaseLine("a?b"), MessageLine(0, "a?b"))

@@ -393,3 +393,10 @@ def test_the_builtin_sees_no_more_than_any_builder(workshop: Workshop, path: str
     run = workshop.build(fetch(workshop, f"file://{path}"), sandbox_paths=())
     assert run.result.status is BuildStatus.TRANSIENT_FAILURE
     assert "Could not read a file:// file (37)" in run.text
+
+
+def test_passwords_are_no_file_to_fetch(workshop: Workshop, netrc: str) -> None:
+    """A fixed output is kept under its true path, so this would publish them."""
+    run = workshop.build(fetch(workshop, "file:///build/.netrc"), netrc_file=netrc)
+    assert "Could not open file /build/.netrc" in run.text
+    assert run.result.status is not BuildStatus.HASH_MISMATCH

@@ -65,6 +65,8 @@ int main(void) {
   T("vsock", socket(40, SOCK_STREAM, 0));
   T("packet", socket(AF_PACKET, SOCK_RAW, 0));
   T("alg", socket(AF_ALG, SOCK_SEQPACKET, 0));
+  T("unix_by_number_i386", int80(359, 1, 1, 0));
+  T("unix_by_socketcall", int80(102, 1, (long)memcpy(low + 64, (int[]){1, 1, 0}, 12), 0));
   T("inet", socket(AF_INET, SOCK_STREAM, 0));
   T("tiocsti", ioctl(0, 0x5412, "x"));
   T("tiocsti_high", syscall(SYS_ioctl, 0, 0xffffffff00005412UL, "x"));

@@ -44,6 +44,8 @@ EXPECTED = {
     "vsock": "EAFNOSUPPORT",  # 51
     "packet": "EAFNOSUPPORT",
     "alg": "EAFNOSUPPORT",
+    "unix_by_number_i386": "OK",
+    "unix_by_socketcall": "EAFNOSUPPORT",  # the family lies behind a pointer
     "inet": "OK",
     "tiocsti": "EPERM",  # 57
     "tiocsti_high": "EPERM",
@@ -64,7 +66,7 @@ EXPECTED = {
 }
 
 
-def test_every_call_answers_as_the_table_says(bench: Bench, probe: Path) -> None:
+def answers_of(bench: Bench, probe: Path, **changes: object) -> dict[str, str]:
     tree = bench.directory / "input"
     tree.mkdir()
     (tree / "file").write_text("x")
@@ -76,10 +78,21 @@ def test_every_call_answers_as_the_table_says(bench: Bench, probe: Path) -> None
             InputPath(source=os.fsencode(tree), name=b"input"),
             InputPath(source=os.fsencode(probe), name=b"probe"),
         ),
+        **changes,
     )
     finished = bench.run_spec(spec)
     assert isinstance(finished.exit, Exited), finished.output
     answers = dict(line.split(" ", 1) for line in finished.output.splitlines())
     if not os.path.exists("/proc/sysrq-trigger"):
         answers["sysrq"] = "EACCES"
-    assert answers == EXPECTED
+    return answers
+
+
+def test_every_call_answers_as_the_table_says(bench: Bench, probe: Path) -> None:
+    assert answers_of(bench, probe) == EXPECTED
+
+
+def test_a_32_bit_build_may_have_sockets_of_its_c_library(bench: Bench, probe: Path) -> None:
+    """An old libc makes all of them by one call whose arguments a filter can't see."""
+    answers = answers_of(bench, probe, machine="i686")
+    assert answers == EXPECTED | {"unix_by_socketcall": "OK"}

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,33 @@ def test_builders_die_with_the_spawner(bench: Bench) -> None:
                 return
             await asyncio.sleep(0.01)
         pytest.fail("a builder outlived the spawner by a second")
+
+    with_spawner(go)
+
+
+def test_a_builder_that_refuses_to_die_with_the_spawner_is_killed(
+    bench: Bench, tmp_path: Path
+) -> None:
+    source, program = tmp_path / "stay.c", tmp_path / "stay"
+    source.write_text(
+        "#include <stdio.h>\n#include <sys/prctl.h>\n#include <unistd.h>\n"
+        'int main(void) { prctl(PR_SET_PDEATHSIG, 0); puts("here"); fflush(stdout); sleep(60); }\n'
+    )
+    subprocess.run(["gcc", "-static", "-o", program, source], check=True, timeout=60)
+    spec = replace(
+        bench.spec(""),
+        entry=Exec(b"/stay"),
+        binds=(Bind(source=os.fsencode(program), target=b"/stay", read_only=True),),
+    )
+
+    async def go(spawner: Spawner) -> None:
+        process, pipe = await bench.start(spawner, spec)
+        assert await asyncio.to_thread(os.read, pipe, 100) == b"here\n"
+        spawner._process.kill()
+        with pytest.raises(SpawnerLostError):
+            await process.wait()
+        assert not _processes_of(UID)
+        os.close(pipe)
 
     with_spawner(go)
 
