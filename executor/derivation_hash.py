@@ -36,8 +36,12 @@ class ModuloHasher:
 
     def __init__(self, lookup: DerivationLookup, store_dir: StoreDir) -> None:
         self._lookup = lookup
-        self._store_dir = store_dir
+        self.store_dir = store_dir
         self._known: dict[StorePath, _Modulo] = {}
+
+    def knows(self, path: StorePath) -> bool:
+        """Whether the hash of a derivation is remembered, perhaps those of users."""
+        return path in self._known
 
     def masked(self, derivation: Derivation) -> Hash | None:
         """Hash of a derivation with its own output paths left out: the root of those paths.
@@ -70,7 +74,7 @@ class ModuloHasher:
     def _modulo(self, derivation: Derivation) -> _Modulo:
         fixed = derivation.outputs.get("out")
         if isinstance(fixed, FixedOutput):
-            path = self._store_dir.render(fixed.path(self._store_dir, derivation.name, "out"))
+            path = self.store_dir.render(fixed.path(self.store_dir, derivation.name, "out"))
             promise = f"fixed:out:{fixed.method.prefix}{fixed.hash.prefixed16}:{path}"
             return {"out": hash_bytes(HashAlgorithm.SHA256, promise.encode())}
         whole = (
@@ -92,7 +96,7 @@ class ModuloHasher:
                     return None
                 # Two inputs with the same hash are one: their outputs are joined.
                 inputs.setdefault(part.base16, set()).add(name)
-        term = to_term(_mask(derivation) if mask else derivation, self._store_dir)
+        term = to_term(_mask(derivation) if mask else derivation, self.store_dir)
         input_drvs = tuple(
             (text.encode(), tuple(name.encode() for name in sorted(names)))
             for text, names in sorted(inputs.items())
@@ -113,10 +117,9 @@ def _mask(derivation: Derivation) -> Derivation:
     )
 
 
-def output_paths(
-    derivation: Derivation, lookup: DerivationLookup, store_dir: StoreDir
-) -> dict[str, StorePath | None]:
+def output_paths(derivation: Derivation, hasher: ModuloHasher) -> dict[str, StorePath | None]:
     """The path of each output as it has to be; ``None`` where only a build can tell."""
+    store_dir = hasher.store_dir
     kind = derivation.kind
     if kind is DerivationKind.FIXED:
         return {
@@ -126,7 +129,7 @@ def output_paths(
         }
     if kind in (DerivationKind.FLOATING, DerivationKind.IMPURE):
         return dict.fromkeys(derivation.outputs)
-    root = ModuloHasher(lookup, store_dir).masked(derivation)
+    root = hasher.masked(derivation)
     if root is None:
         return dict.fromkeys(derivation.outputs)
     return {
@@ -135,19 +138,18 @@ def output_paths(
     }
 
 
-def check_output_paths(
-    derivation: Derivation, drv_path: StorePath, lookup: DerivationLookup, store_dir: StoreDir
-) -> None:
+def check_output_paths(derivation: Derivation, drv_path: StorePath, hasher: ModuloHasher) -> None:
     """Refuse a derivation that states other output paths than it has (rows D6, 138).
 
     Raises ``FormatError`` naming the derivation and the output.
     """
+    store_dir = hasher.store_dir
     name = store_dir.render(drv_path)
     if drv_path.name != f"{derivation.name}.drv":
         raise FormatError(f"derivation '{name}' should be called '{derivation.name}.drv'")
     if derivation.kind in (DerivationKind.FLOATING, DerivationKind.IMPURE):
         return
-    for output, path in output_paths(derivation, lookup, store_dir).items():
+    for output, path in output_paths(derivation, hasher).items():
         stated = derivation.outputs[output]
         if path is None:
             if isinstance(stated, InputAddressed):
@@ -181,9 +183,7 @@ def placeholder(output_name: str) -> str:
     return "/" + base32.encode(digest.digest)
 
 
-def fill_outputs(
-    derivation: Derivation, lookup: DerivationLookup, store_dir: StoreDir
-) -> Derivation:
+def fill_outputs(derivation: Derivation, hasher: ModuloHasher) -> Derivation:
     """Compute the output paths of a hand-written derivation and put them where they belong.
 
     Deferred outputs become input-addressed ones, and the variables named after the outputs get
@@ -192,7 +192,7 @@ def fill_outputs(
     # That the variables are there is part of the hash; what they hold is not.
     env = {**dict.fromkeys((name.encode() for name in derivation.outputs), b""), **derivation.env}
     derivation = replace(derivation, env=env)
-    paths = output_paths(derivation, lookup, store_dir)
+    paths = output_paths(derivation, hasher)
     outputs = dict(derivation.outputs)
     for name, path in paths.items():
         if path is None:
@@ -201,5 +201,5 @@ def fill_outputs(
             continue
         if isinstance(outputs[name], DeferredOutput | InputAddressed):
             outputs[name] = InputAddressed(path)
-        env[name.encode()] = store_dir.render(path).encode()
+        env[name.encode()] = hasher.store_dir.render(path).encode()
     return replace(derivation, outputs=outputs, env=env)

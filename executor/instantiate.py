@@ -116,7 +116,7 @@ class _Graph:
         for placeholder, path in replacements.items():
             text = text.replace(json.dumps(placeholder)[1:-1], path)
         derivation = from_json(parse_json(text.encode()), store.store_dir)
-        derivation = fill_outputs(derivation, store.read_derivation, store.store_dir)
+        derivation = fill_outputs(derivation, store.modulo_hasher)
         self.paths[key] = store.write_derivation(derivation)
 
     def _resolve(self, entry: JsonObject) -> tuple[dict[str, JsonValue], dict[str, str]]:

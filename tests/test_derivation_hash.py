@@ -18,6 +18,7 @@ from executor.derivation import (
     parse_derivation,
 )
 from executor.derivation_hash import (
+    DerivationLookup,
     ModuloHasher,
     check_output_paths,
     fill_outputs,
@@ -50,6 +51,10 @@ UNKNOWN = [p for p in DERIVATIONS if p not in ADDRESSED and p not in FIXED]
 
 def lookup(path: StorePath) -> Derivation:
     return DERIVATIONS[path]
+
+
+def hasher(find: DerivationLookup = lookup, store_dir: StoreDir = STORE) -> ModuloHasher:
+    return ModuloHasher(find, store_dir)
 
 
 def named(name: str) -> list[tuple[StorePath, Derivation]]:
@@ -87,13 +92,13 @@ def test_paths_of_input_addressed_outputs_are_nix_s(path: StorePath) -> None:
         if isinstance(output, InputAddressed)
     }
     assert stated
-    assert output_paths(derivation, lookup, STORE) == stated
+    assert output_paths(derivation, hasher()) == stated
 
 
 @pytest.mark.parametrize("path", FIXED, ids=lambda path: path.name[:50])
 def test_paths_of_fixed_outputs_are_nix_s(path: StorePath) -> None:
     derivation = lookup(path)
-    (found,) = output_paths(derivation, lookup, STORE).values()
+    (found,) = output_paths(derivation, hasher()).values()
     assert found is not None
     assert derivation.env[b"out"] == STORE.render(found).encode()
 
@@ -101,12 +106,12 @@ def test_paths_of_fixed_outputs_are_nix_s(path: StorePath) -> None:
 @pytest.mark.parametrize("path", UNKNOWN, ids=lambda path: path.name[:50])
 def test_paths_that_only_a_build_can_tell_are_none(path: StorePath) -> None:
     derivation = lookup(path)
-    assert output_paths(derivation, lookup, STORE) == dict.fromkeys(derivation.outputs)
+    assert output_paths(derivation, hasher()) == dict.fromkeys(derivation.outputs)
 
 
 @pytest.mark.parametrize("path", DERIVATIONS, ids=lambda path: path.name[:50])
 def test_nix_s_derivations_pass_the_check(path: StorePath) -> None:
-    check_output_paths(lookup(path), path, lookup, STORE)
+    check_output_paths(lookup(path), path, hasher())
 
 
 @pytest.mark.parametrize("path", [*ADDRESSED, *FIXED], ids=lambda path: path.name[:50])
@@ -118,8 +123,8 @@ def test_paths_that_were_left_out_are_filled_in(path: StorePath) -> None:
         for name, output in derivation.outputs.items()
     }
     stripped = replace(derivation, outputs=outputs, env=env)
-    assert fill_outputs(stripped, lookup, STORE) == derivation
-    assert derivation_path(fill_outputs(stripped, lookup, STORE), STORE) == path
+    assert fill_outputs(stripped, hasher()) == derivation
+    assert derivation_path(fill_outputs(stripped, hasher()), STORE) == path
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("mirror-user", 1), ("twins-user", 2)])
@@ -137,9 +142,9 @@ def test_inputs_that_are_the_same_modulo_are_joined() -> None:
     (first, _), (second, _) = named("twin")
     for joined in ({first: frozenset({"out", "dev"})}, {second: frozenset({"dev", "out"})}):
         alone = replace(user, input_drvs=joined)
-        assert output_paths(alone, lookup, STORE) == output_paths(user, lookup, STORE)
+        assert output_paths(alone, hasher()) == output_paths(user, hasher())
     fewer = replace(user, input_drvs={first: frozenset({"out"})})
-    assert output_paths(fewer, lookup, STORE) != output_paths(user, lookup, STORE)
+    assert output_paths(fewer, hasher()) != output_paths(user, hasher())
 
 
 def test_each_derivation_is_looked_up_once() -> None:
@@ -167,7 +172,7 @@ def test_what_a_fixed_output_is_made_of_is_not_even_looked_up() -> None:
         asked.append(path)
         return lookup(path)
 
-    assert output_paths(plain(input_drvs={fetched: frozenset({"out"})}), record, STORE)["out"]
+    assert output_paths(plain(input_drvs={fetched: frozenset({"out"})}), hasher(record))["out"]
     assert asked == [fetched]
 
 
@@ -181,11 +186,11 @@ def test_deep_graphs_need_no_recursion() -> None:
         graph[path] = derivation
         needs = {path: frozenset({"out"})}
     top = plain("top", input_drvs=needs)
-    (found,) = output_paths(top, graph.__getitem__, STORE).values()
+    (found,) = output_paths(top, hasher(graph.__getitem__)).values()
     assert found is not None
     bottom = StorePath(f"{0:032}", "d0.drv")
     graph[bottom] = replace(graph[bottom], args=(b"changed",))
-    assert output_paths(top, graph.__getitem__, STORE)["out"] != found
+    assert output_paths(top, hasher(graph.__getitem__))["out"] != found
 
 
 def test_placeholders_are_nix_s() -> None:
@@ -272,7 +277,7 @@ def test_forged_derivations_are_refused(
     derivation: Derivation, path: StorePath, message: str
 ) -> None:
     with pytest.raises(FormatError, match=message):
-        check_output_paths(derivation, path, lookup, STORE)
+        check_output_paths(derivation, path, hasher())
 
 
 @pytest.mark.parametrize("name", ["minimal", "flat-sha256", "deferred", "floating"])
@@ -280,21 +285,21 @@ def test_an_input_s_output_must_exist(name: str) -> None:
     ((path, _),) = named(name)
     top = plain(input_drvs={path: frozenset({"lib"})})
     with pytest.raises(FormatError, match=f"{name}.drv' has no output 'lib'"):
-        output_paths(top, lookup, STORE)
+        output_paths(top, hasher())
 
 
 @pytest.mark.parametrize("name", ["floating", "deferred", "impure"])
 def test_paths_above_what_must_be_built_can_t_be_filled_in(name: str) -> None:
     ((path, _),) = named(name)
     top = plain(input_drvs={path: frozenset({"out"})})
-    assert output_paths(top, lookup, STORE) == {"out": None}
+    assert output_paths(top, hasher()) == {"out": None}
     with pytest.raises(FormatError, match="path of output 'out' of 'x' is unknown"):
-        fill_outputs(top, lookup, STORE)
+        fill_outputs(top, hasher())
 
 
 def test_outputs_that_are_made_by_contents_are_left_alone_when_filling() -> None:
     floating = FloatingOutput(IngestionMethod.NAR, HashAlgorithm.SHA256)
-    filled = fill_outputs(plain(outputs={"out": floating}), lookup, STORE)
+    filled = fill_outputs(plain(outputs={"out": floating}), hasher())
     assert filled.outputs == {"out": floating}
 
 
@@ -305,15 +310,15 @@ def test_a_stated_path_is_replaced_by_the_right_one_when_filling() -> None:
         outputs={"out": InputAddressed(StorePath("0" * 32, "minimal"))},
         env={**good.env, b"out": b"/wrong"},
     )
-    assert fill_outputs(wrong, lookup, STORE) == good
+    assert fill_outputs(wrong, hasher()) == good
 
 
 def test_the_variable_of_a_fixed_output_is_filled_in() -> None:
     output = FixedOutput(IngestionMethod.NAR, hash_bytes(HashAlgorithm.SHA256, b""))
-    filled = fill_outputs(plain(outputs={"out": output}), lookup, STORE)
+    filled = fill_outputs(plain(outputs={"out": output}), hasher())
     assert filled.env == {b"out": STORE.render(output.path(STORE, "x", "out")).encode()}
 
 
 def test_the_store_directory_is_part_of_the_paths() -> None:
     other = StoreDir("/other/store")
-    assert output_paths(plain(), lookup, STORE) != output_paths(plain(), lookup, other)
+    assert output_paths(plain(), hasher()) != output_paths(plain(), hasher(store_dir=other))

@@ -133,7 +133,8 @@ def parse_hash(text: str, algorithm: HashAlgorithm | None = None) -> Hash:
             f"hash '{text[:80]}' should have algorithm '{algorithm.value}', not '{stated.value}'"
         )
     if separator == "-":
-        return Hash(stated, _decode64(digits))
+        # Nix reads an SRI hash without its padding, too.
+        return Hash(stated, _decode64(digits + "=" * (-len(digits) % 4)))
     return Hash(stated, _decode(digits, stated))
 
 

@@ -3,7 +3,7 @@
 import os
 
 from executor.derivation import Derivation, FixedOutput, InputAddressed, parse_derivation
-from executor.derivation_hash import check_output_paths
+from executor.derivation_hash import ModuloHasher, check_output_paths
 from executor.errors import FormatError, StoreError
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.queries import Queries
@@ -20,6 +20,8 @@ class DerivationFiles:
         self._queries = queries
         self._parsed: dict[StorePath, Derivation] = {}
         self._trusted: set[StorePath] = set()
+        # One for all, so that a chain of derivations is hashed once and not once per link.
+        self.hasher = ModuloHasher(self.parse, store_dir)
 
     def parse(self, path: StorePath) -> Derivation:
         """The derivation in a file, valid or not; StoreError if it is missing or malformed."""
@@ -66,7 +68,7 @@ class DerivationFiles:
         """
         derivation = self.parse(path)
         try:
-            check_output_paths(derivation, path, self.parse, self._store_dir)
+            check_output_paths(derivation, path, self.hasher)
         except FormatError as error:
             raise StoreError(
                 f"derivation '{self._store_dir.render(path)}' has wrong output paths: {error}"
@@ -77,6 +79,8 @@ class DerivationFiles:
         """The file changed or went away."""
         self._parsed.pop(path, None)
         self._trusted.discard(path)
+        if self.hasher.knows(path):
+            self.hasher = ModuloHasher(self.parse, self._store_dir)
 
 
 def _known_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, StorePath]:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from executor.derivation import Derivation, unparse_derivation
+from executor.derivation_hash import ModuloHasher
 from executor.errors import StoreError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import StoreDir, StorePath
@@ -181,6 +182,11 @@ class LocalStore:
     def read_derivation(self, path: StorePath) -> Derivation:
         """A valid derivation; its output paths are known to be right. Kept for the next time."""
         return self._derivations.read_valid(path)
+
+    @property
+    def modulo_hasher(self) -> ModuloHasher:
+        """Computes output paths of derivations whose inputs are in this store."""
+        return self._derivations.hasher
 
     def write_derivation(
         self, derivation: Derivation, *, on_wait: Callable[[str], object] = _ignore

@@ -148,7 +148,7 @@ class Workshop:
 
     def write(self, derivation: Derivation) -> Drv:
         with self.store() as store:
-            filled = fill_outputs(derivation, store.read_derivation, store.store_dir)
+            filled = fill_outputs(derivation, store.modulo_hasher)
             path = store.write_derivation(filled)
             return Drv(path, store.store_dir.render(path), store.query_outputs(path))
 

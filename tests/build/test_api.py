@@ -12,7 +12,7 @@ import pytest
 from executor.api import BuildResult, BuildStatus, Executor, FailureCause, StorePath, Target
 from executor.build.events import Event
 from executor.derivation import DeferredOutput, Derivation, DerivationKind
-from executor.derivation_hash import fill_outputs
+from executor.derivation_hash import ModuloHasher, fill_outputs
 from executor.errors import ConfigError, FormatError, UsageError
 from executor.store.log_files import read_log
 from tests.build.conftest import SYSTEM, Drv, Run, Workshop
@@ -61,7 +61,7 @@ def test_a_value_is_written_to_the_store(workshop: Workshop) -> None:
     other = derivation("other")
 
     async def go(executor: Executor) -> StorePath:
-        filled = fill_outputs(other, lambda _path: other, workshop.location.store_dir)
+        filled = fill_outputs(other, ModuloHasher(lambda _path: other, workshop.location.store_dir))
         assert filled.kind is DerivationKind.INPUT_ADDRESSED
         return await executor.write_derivation(filled)
 

@@ -93,7 +93,8 @@ def test_other_spellings_that_nix_takes_are_read(text: str) -> None:
         pytest.param(f"sha256: {ABC[2:]} ", None, id="white space around base 16"),
         pytest.param(f"sha256:{ABC32[:-1]}e", None, id="no base-32 digit"),
         pytest.param(f"sha256:z{ABC32[1:]}", None, id="spare bits in base 32"),
-        pytest.param(f"sha256-{ABC64[:-1]}", None, id="SRI without padding"),
+        pytest.param(f"sha256:{ABC64[:-1]}", None, id="base 64 without padding"),
+        pytest.param(f"sha256-{ABC64}=", None, id="SRI with too much padding"),
         pytest.param(f"sha256-{ABC64}?option", None, id="SRI with options"),
         pytest.param(f"sha256-{ABC64} sha256-{ABC64}", None, id="two SRI hashes"),
         pytest.param(f"sha256-{ABC64.replace('+', '-')}", None, id="SRI in the alphabet of URLs"),
@@ -105,6 +106,10 @@ def test_other_spellings_that_nix_takes_are_read(text: str) -> None:
 def test_what_is_no_hash_is_refused(text: str, algorithm: HashAlgorithm | None) -> None:
     with pytest.raises(FormatError):
         parse_hash(text, algorithm)
+
+
+def test_the_padding_of_an_sri_hash_may_be_missing() -> None:
+    assert parse_hash(f"sha256-{ABC64[:-1]}") == parse_hash(f"sha256-{ABC64}")
 
 
 @pytest.mark.parametrize("algorithm", HashAlgorithm)
