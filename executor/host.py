@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 
 _BASE_FEATURES = frozenset({"nixos-test", "benchmark", "big-parallel"})
@@ -33,7 +32,7 @@ class Host:
 
 def detect_host() -> Host:
     """Look at this machine; cheap enough for every start."""
-    machine = platform.machine()
+    machine = os.uname().machine
     return Host(
         system=f"{machine}-linux",
         extra_platforms=_extra_platforms(machine),
