@@ -113,16 +113,22 @@ class Executor:
         self,
         derivation: str | StorePath | Derivation,
         outputs: Collection[str] | None = None,
+        *,
+        check: bool = False,
     ) -> BuildResult:
         """Build one derivation and what it needs.
 
         ``derivation`` is a store path, or a value, which is written to the store first.
-        ``outputs`` default to all of them. The verdict is in the result; raises ``StoreError``
-        when the store fails, and ``FormatError`` for a path that is none.
+        ``outputs`` default to all of them. ``check`` builds them once more although they are
+        valid, and compares: an output that differs is ``NOT_DETERMINISTIC``.
+
+        The verdict is in the result; raises ``StoreError`` when the store fails, and
+        ``FormatError`` for a path that is none.
         """
         target = Target(
             drv_path=await self._drv_path(derivation),
             outputs=None if outputs is None else frozenset(outputs),
+            check=check,
         )
         return (await self.build_all([target]))[0]
 

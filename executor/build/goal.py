@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from executor.build.check import compare, not_deterministic, run_diff_hook
 from executor.build.context import BuildContext
 from executor.build.events import (
     BuildLogLine,
@@ -144,7 +145,10 @@ class _Job:
             if not outcome.success:
                 raise self._verdict(outcome, preparation, workspace)
             staged = await self._collect(workspace, preparation, user)
-            await self._install(staged, preparation)
+            if preparation.check:
+                await self._compare(staged, preparation, workspace, user)
+            else:
+                await self._install(staged, preparation)
         except BuildFailureError:
             await self._keep(owner, preparation)
             raise
@@ -281,6 +285,31 @@ class _Job:
             await self._context.store.call(
                 install, self._store, staged, preparation, self._context.keys
             )
+
+    async def _compare(
+        self,
+        staged: list[StagedOutput],
+        preparation: Preparation,
+        workspace: Workspace,
+        user: BuildUser,
+    ) -> None:
+        """Compare with what is valid; raises ``BuildFailureError`` where that differs (row M2)."""
+        context, settings = self._context, self._context.settings
+        hook = settings.diff_hook if settings.run_diff_hook else ""
+        differing = await context.store.call(
+            compare,
+            self._store,
+            staged,
+            preparation,
+            context.keys,
+            bool(hook or settings.keep_failed),
+        )
+        for output in differing if hook else ():
+            command = (hook, *output.arguments, self.name, workspace.build_directory)
+            for text in await context.work(run_diff_hook, command, user):
+                context.emit(Notice(level=0, text=text))
+        if differing:
+            raise not_deterministic(self.name, differing)
 
     @asynccontextmanager
     async def _locked(self, paths: list[str]) -> AsyncIterator[None]:

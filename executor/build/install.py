@@ -36,7 +36,7 @@ def install(
     """Check the outputs of one build and register them all, or raise ``BuildFailureError``."""
     name = store.store_dir.render(preparation.drv_path)
     for item in staged:
-        _check_fixed(store, item, preparation, keys)
+        check_fixed(store, item, preparation, keys)
     infos = {item.output: item.info for item in staged}
     valid = {
         output: preparation.outputs[output]
@@ -56,10 +56,14 @@ def install(
     _move_and_register(store, staged, keys)
 
 
-def _check_fixed(
+def check_fixed(
     store: LocalStore, item: StagedOutput, preparation: Preparation, keys: Sequence[SecretKey]
 ) -> None:
-    """The hash that was promised, and no references (rows O8, O9)."""
+    """The hash that was promised, and no references (rows O8, O9).
+
+    Raises ``BuildFailureError``; an output with another hash is kept under its true path, unless
+    it was built to be compared.
+    """
     specification = preparation.derivation.outputs[item.output]
     if not isinstance(specification, FixedOutput):
         return
@@ -69,7 +73,7 @@ def _check_fixed(
     except UnaddressableOutputError as error:
         raise unable(str(error), FailureCause.OUTPUT) from error
     except FixedOutputError as error:
-        if item.info.path not in item.info.references:
+        if item.info.path not in item.info.references and not preparation.check:
             _move_and_register(store, [item], keys)
         raise BuildFailureError(
             BuildStatus.HASH_MISMATCH, str(error), FailureCause.OUTPUT

@@ -7,7 +7,7 @@ it saw. The plan may be out of date a moment later: every build checks again und
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executor.build.failure import BuildFailureError, unusable
 from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
@@ -18,10 +18,14 @@ from executor.store.local import LocalStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A derivation in the store and the outputs that are asked for (``None``: all)."""
+    """A derivation in the store and the outputs that are asked for (``None``: all).
+
+    ``check`` asks to build what is valid once more and compare (row M2).
+    """
 
     drv_path: StorePath
     outputs: frozenset[str] | None = None
+    check: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +33,9 @@ class Node:
     """One derivation of the plan.
 
     ``outputs`` maps each output to its path, ``wanted`` names those that somebody needs, ``valid``
-    those that are there. ``needs`` are the derivations to build first. ``failure`` is set where
-    the plan itself shows that it can't be built.
+    those that are there. ``needs`` are the derivations to build first. ``check`` says to build
+    them once more although they are valid. ``failure`` is set where the plan itself shows that it
+    can't be built.
     """
 
     drv_path: StorePath
@@ -39,11 +44,12 @@ class Node:
     wanted: frozenset[str]
     valid: frozenset[str]
     needs: tuple[StorePath, ...] = ()
+    check: bool = False
     failure: BuildFailureError | None = None
 
     @property
     def is_done(self) -> bool:
-        return self.failure is None and self.wanted <= self.valid
+        return self.failure is None and self.wanted <= self.valid and not self.check
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,8 @@ class Plan:
 
 def make_plan(store: LocalStore, targets: Iterable[Target]) -> Plan:
     """Walk down from the targets as far as something is missing."""
+    targets = list(targets)
+    checked = {target.drv_path for target in targets if target.check}
     wanted: dict[StorePath, set[str]] = {}
     nodes: dict[StorePath, Node] = {}
     pending = [(target.drv_path, target.outputs) for target in targets]
@@ -74,6 +82,8 @@ def make_plan(store: LocalStore, targets: Iterable[Target]) -> Plan:
             continue
         wanted.setdefault(drv_path, set()).update(names)
         node = _examine(store, drv_path, frozenset(wanted[drv_path]), outputs is None)
+        if drv_path in checked:
+            node = _to_check(store, node)
         nodes[drv_path] = node
         if node.derivation is not None and not node.is_done and node.failure is None:
             pending.extend(node.derivation.input_drvs.items())
@@ -86,6 +96,17 @@ def _names(
     if outputs is not None:
         return set(outputs)
     return set(known.outputs) if known is not None else set()
+
+
+def _to_check(store: LocalStore, node: Node) -> Node:
+    """The same node, to be built again and compared."""
+    if node.failure is None and not node.wanted <= node.valid:
+        name = store.store_dir.render(node.drv_path)
+        failure = unusable(
+            f"some outputs of '{name}' are not valid, so checking is not possible; build it first"
+        )
+        return replace(node, derivation=None, failure=failure)
+    return replace(node, check=True)
 
 
 def _examine(

@@ -34,7 +34,7 @@ class Preparation:
 
     ``wanted`` are the outputs to register (those that aren't valid); none means that there is
     nothing to do. ``inputs`` is the closure of what the derivation refers to, ``sandbox_closure``
-    what sandbox paths in the store add to it.
+    what sandbox paths in the store add to it. ``check``: compare them with what is valid.
     """
 
     drv_path: StorePath
@@ -45,11 +45,17 @@ class Preparation:
     inputs: frozenset[StorePath]
     sandbox_closure: frozenset[StorePath]
     environment: BuildEnvironment
+    check: bool = False
 
 
 def missing_outputs(store: LocalStore, node: Node) -> frozenset[str]:
-    """Outputs of ``node`` to build: none if all that is wanted is there by now."""
+    """Outputs of ``node`` to build: none if all that is wanted is there by now.
+
+    To check are those that are valid, which the plan has made sure of.
+    """
     valid = store.query_valid(node.outputs.values())
+    if node.check:
+        return frozenset(name for name in node.wanted if node.outputs[name] in valid)
     missing = frozenset(name for name, path in node.outputs.items() if path not in valid)
     return missing if missing & node.wanted else frozenset()
 
@@ -81,7 +87,7 @@ def prepare(
         raise rejected_input(f"can't build '{name}': {error}") from error
     except (InvalidAttributeError, FormatError) as error:
         raise unusable(f"can't build '{name}': {error}") from error
-    for output in wanted:
+    for output in () if node.check else wanted:
         _delete_leftover(store, node.outputs[output])
     return Preparation(
         drv_path=node.drv_path,
@@ -92,6 +98,7 @@ def prepare(
         inputs=frozenset(inputs),
         sandbox_closure=frozenset(_sandbox_closure(store, settings)),
         environment=environment,
+        check=node.check,
     )
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from signal import Signals
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument("targets", nargs="+", metavar="TARGET", help="x.drv, x.drv^out or x.json")
     parser.add_argument("--json", action="store_true", help="print a record per derivation")
+    parser.add_argument(
+        "--check", action="store_true", help="build what is valid once more, and compare"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be built")
     parser.add_argument("-L", "--print-build-logs", action="store_true", help="show logs live")
     parser.add_argument("--log-format", choices=_FORMATS, help="how progress is shown")
@@ -52,7 +56,10 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise UsageError("building needs root: namespaces, mounts and build users; try sudo")
     with open_store(invocation) as store:
-        targets = resolve_targets(store, arguments.targets)
+        targets = [
+            replace(target, check=arguments.check)
+            for target in resolve_targets(store, arguments.targets)
+        ]
         plan = make_plan(store, targets)
         if all(plan.nodes[target.drv_path].is_done for target in targets):
             invocation.say(2, "all outputs are already valid")

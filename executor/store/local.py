@@ -7,6 +7,7 @@ belongs to one thread at a time; it must not be used after a fork.
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -23,7 +24,7 @@ from executor.store.queries import Queries
 from executor.store.register import Registrar
 from executor.store.roots import TempRoots, make_root_link
 from executor.store.settings import StoreSettings
-from executor.store.tree import move_tree, sync_tree
+from executor.store.tree import delete_tree, move_tree, sync_tree
 
 # Adding and verifying are imported when they are needed: a command that only builds does neither,
 # and a cold start has a budget.
@@ -264,6 +265,19 @@ class LocalStore:
             ) from error
         if self.settings.fsync_store_paths:
             os.fsync(self._store_fd)
+
+    def keep_beside(self, parent_fd: int, name: bytes, path: StorePath, suffix: str) -> str:
+        """Move a tree to where a valid path is, with a suffix, for people; says where it is.
+
+        It is no store path: the collector removes it. An older one is replaced.
+        """
+        self._require_writable()
+        target = os.fsencode(path.base_name + suffix)
+        with suppress(FileNotFoundError):
+            os.lstat(target, dir_fd=self._store_fd)
+            delete_tree(self._store_fd, target)
+        move_tree(parent_fd, name, self._store_fd, target)
+        return self.real_path(path) + suffix
 
     # Changing what is valid.
 

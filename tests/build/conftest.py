@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from executor.api import Executor
-from executor.build.events import BuildFinished, BuildLogLine, BuildStarted, Event
+from executor.build.events import BuildFinished, BuildLogLine, BuildStarted, Event, Notice
 from executor.build.plan import Target
 from executor.build.result import BuildResult
 from executor.config import SandboxPath, Settings, load_settings
@@ -87,6 +87,10 @@ class Run:
     @property
     def log(self) -> list[bytes]:
         return [event.line for event in self.events if isinstance(event, BuildLogLine)]
+
+    @property
+    def notices(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, Notice)]
 
     @property
     def text(self) -> str:

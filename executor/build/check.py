@@ -1,0 +1,97 @@
+"""Building again to see whether the same comes out (row M2): nothing of it enters the store.
+
+Every output that differs is told, not only the first. Where somebody wants to look at it
+(``keep-failed``, a diff hook), the new tree is left beside the valid one as ``<path>.check``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from executor.build.failure import BuildFailureError
+from executor.build.install import check_fixed
+from executor.build.outputs import StagedOutput
+from executor.build.prepare import Preparation
+from executor.build.result import BuildStatus, FailureCause
+from executor.build.users import BuildUser
+from executor.store.local import LocalStore
+from executor.store.signing import SecretKey, sign
+
+_HOOK_TIMEOUT = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """An output that came out otherwise: where the valid one is, and the new one if it was kept."""
+
+    valid: str
+    kept: str | None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What a diff hook gets to compare."""
+        return (self.valid, self.kept or "")
+
+
+def compare(
+    store: LocalStore,
+    staged: Sequence[StagedOutput],
+    preparation: Preparation,
+    keys: Sequence[SecretKey],
+    keep: bool,
+) -> tuple[Differing, ...]:
+    """Compare new outputs with the valid ones; ``keep`` leaves those that differ for a look.
+
+    An output that is the same was seen to be built here: it becomes ultimate and is signed. Runs
+    in the store's thread. Raises ``BuildFailureError`` for a fixed output with a wrong hash.
+    """
+    for item in staged:
+        check_fixed(store, item, preparation, keys)
+    differing: list[Differing] = []
+    for item in staged:
+        path = item.info.path
+        valid = store.query_path_info(path)
+        if valid.nar_hash != item.info.nar_hash:
+            kept = store.keep_beside(item.directory_fd, item.name, path, ".check") if keep else None
+            differing.append(Differing(store.real_path(path), kept))
+        elif not valid.ultimate:
+            signatures = (*valid.signatures, *sign(valid, store.store_dir, keys))
+            store.register([replace(valid, ultimate=True, signatures=signatures)])
+    return tuple(differing)
+
+
+def not_deterministic(name: str, differing: Sequence[Differing]) -> BuildFailureError:
+    """The failure that names every output that differs, in Nix's words."""
+    parts = [
+        f"output '{item.valid}' differs" + (f" from '{item.kept}'" if item.kept else "")
+        for item in differing
+    ]
+    text = f"derivation '{name}' may not be deterministic: {', '.join(parts)}"
+    return BuildFailureError(BuildStatus.NOT_DETERMINISTIC, text, FailureCause.OUTPUT)
+
+
+def run_diff_hook(command: Sequence[str], user: BuildUser) -> tuple[str, ...]:
+    """Run the diff hook as the build user, and return what there is to tell of it.
+
+    Its failure is told and nothing more: the build has failed for another reason.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            cwd="/",
+            user=user.uid,
+            group=user.gid,
+            extra_groups=(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            timeout=_HOOK_TIMEOUT,
+            check=True,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return (f"diff hook execution failed: {error}",)
+    text = done.stdout.decode("utf-8", "replace").rstrip("\n")
+    return (text,) if text else ()
