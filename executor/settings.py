@@ -50,6 +50,8 @@ class Settings:
     sandbox_paths: tuple[SandboxPath, ...] = ()
     allowed_impure_host_deps: frozenset[str] = frozenset()
     pre_build_hook: str = ""
+    repeat: int = 0
+    enforce_determinism: bool = True
     diff_hook: str = ""
     run_diff_hook: bool = False
     impure_env: Mapping[str, str] = field(default_factory=dict)
@@ -107,7 +109,7 @@ NIX_ONLY = frozenset(
     bash-prompt bash-prompt-prefix bash-prompt-suffix binary-cache-public-keys binary-caches
     build-fallback build-hook build-impersonate-linux-26 build-use-substitutes builders
     builders-use-substitutes commit-lock-file-summary commit-lockfile-summary debugger-on-trace
-    debugger-on-warn download-buffer-size download-speed enforce-determinism eval-cache
+    debugger-on-warn download-buffer-size download-speed eval-cache
     eval-cores eval-system external-builders extra-binary-caches fallback filetransfer-retry-delay
     filetransfer-retry-delay-rate-limited filetransfer-retry-jitter filetransfer-retry-max-delay
     flake-registry force-git gc-keep-derivations gc-keep-outputs gc-reserved-space-old
@@ -117,7 +119,7 @@ NIX_ONLY = frozenset(
     max-substitution-jobs min-free min-free-check-interval nar-buffer-size narinfo-cache-meta-ttl
     narinfo-cache-negative-ttl narinfo-cache-positive-ttl nix-path
     nix-shell-always-looks-for-shell-nix nix-src-hash optimise-store plugin-files post-build-hook
-    print-missing pure-eval reject-flake-config repeat require-sigs restrict-eval
+    print-missing pure-eval reject-flake-config require-sigs restrict-eval
     show-trace ssl-cert-old store substitute substituters substitution-max-jobs sync-before-old
     tarball-ttl trace-function-calls trace-import-from-derivation trace-verbose
     trusted-binary-caches trusted-public-keys trusted-substituters trusted-users

@@ -25,15 +25,23 @@ _HOOK_TIMEOUT = 600
 
 @dataclass(frozen=True, slots=True)
 class Differing:
-    """An output that came out otherwise: where the valid one is, and the new one if it was kept."""
+    """An output that came out otherwise than ``than`` says.
 
-    valid: str
-    kept: str | None
+    ``path`` is where it belongs on disk, ``kept`` where the new tree lies, if it was kept.
+    """
+
+    path: str
+    kept: str | None = None
+    than: str = ""
+
+    def __str__(self) -> str:
+        other = f"'{self.kept}'" if self.kept else self.than
+        return f"output '{self.path}' differs" + (f" from {other}" if other else "")
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """What a diff hook gets to compare."""
-        return (self.valid, self.kept or "")
+        return (self.path, self.kept or "")
 
 
 def compare(
@@ -65,11 +73,7 @@ def compare(
 
 def not_deterministic(name: str, differing: Sequence[Differing]) -> BuildFailureError:
     """The failure that names every output that differs, in Nix's words."""
-    parts = [
-        f"output '{item.valid}' differs" + (f" from '{item.kept}'" if item.kept else "")
-        for item in differing
-    ]
-    text = f"derivation '{name}' may not be deterministic: {', '.join(parts)}"
+    text = f"derivation '{name}' may not be deterministic: {', '.join(map(str, differing))}"
     return BuildFailureError(BuildStatus.NOT_DETERMINISTIC, text, FailureCause.OUTPUT)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from executor.build.check import compare, not_deterministic, run_diff_hook
+from executor.build.check import Differing, compare, not_deterministic, run_diff_hook
 from executor.build.context import BuildContext
 from executor.build.events import (
     BuildLogLine,
@@ -35,6 +35,7 @@ from executor.build.users import BuildUser
 from executor.build.verdict import builder_failure
 from executor.build.workspace import Workspace, WorkspaceOwner, write_build_file
 from executor.errors import ExecutorError
+from executor.formats.hashes import Hash
 from executor.store.locks import PathLocks
 from executor.store.log_files import LogFile, log_path
 from sandbox import SandboxError
@@ -86,6 +87,7 @@ class _Job:
         self._outcome: Outcome | None = None
         self._log_path: str | None = None
         self._kept: str | None = None
+        self._hashes: dict[str, Hash] = {}
         self.name = self._store.store_dir.render(node.drv_path)
 
     # Waiting for what only one may have.
@@ -131,7 +133,46 @@ class _Job:
     # The build.
 
     async def build(self, preparation: Preparation, user: BuildUser) -> None:
-        """Run the builder and bring its outputs into the store. Raises ``BuildFailureError``."""
+        """Run the builder and bring its outputs into the store. Raises ``BuildFailureError``.
+
+        With the setting ``repeat`` it runs more often, each time from the start, and only what
+        came out the same every time gets into the store.
+        """
+        for _ in range(self._repetitions(preparation)):
+            async with self._round(preparation, user) as (_workspace, staged):
+                self._compare_rounds(staged)
+        async with self._round(preparation, user) as (workspace, staged):
+            self._compare_rounds(staged)
+            if preparation.check:
+                await self._compare(staged, preparation, workspace, user)
+            else:
+                await self._install(staged, preparation)
+
+    def _repetitions(self, preparation: Preparation) -> int:
+        """How many builds come before the one that counts; a fixed output proves itself."""
+        if preparation.check or preparation.derivation.is_fixed_output:
+            return 0
+        return self._context.settings.repeat
+
+    def _compare_rounds(self, staged: list[StagedOutput]) -> None:
+        found = {item.output: item.info.nar_hash for item in staged}
+        earlier, self._hashes = self._hashes, found
+        differing = [
+            Differing(self._store.real_path(self._node.outputs[output]), than="the previous round")
+            for output in sorted(found)
+            if earlier and earlier[output] != found[output]
+        ]
+        if differing and self._context.settings.enforce_determinism:
+            raise not_deterministic(self.name, differing)
+        if differing:
+            text = not_deterministic(self.name, differing).message
+            self._context.emit(Notice(level=1, text=text))
+
+    @asynccontextmanager
+    async def _round(
+        self, preparation: Preparation, user: BuildUser
+    ) -> AsyncIterator[tuple[Workspace, list[StagedOutput]]]:
+        """One run of the builder in directories of its own, to outputs that wait for a verdict."""
         owner = WorkspaceOwner(
             build_root=self._context.build_root,
             chroot_path=self._store.real_path(self._node.drv_path) + ".chroot",
@@ -144,11 +185,7 @@ class _Job:
             outcome = await self._run(request)
             if not outcome.success:
                 raise self._verdict(outcome, preparation, workspace)
-            staged = await self._collect(workspace, preparation, user)
-            if preparation.check:
-                await self._compare(staged, preparation, workspace, user)
-            else:
-                await self._install(staged, preparation)
+            yield workspace, await self._collect(workspace, preparation, user)
         except BuildFailureError:
             await self._keep(owner, preparation)
             raise

@@ -134,3 +134,41 @@ def test_the_command_line_has_nix_s_exit_code(workshop: Workshop) -> None:
     done = workshop.cli("build", "--check", changing.text)
     assert done.returncode == 104
     assert "may not be deterministic" in done.stderr
+
+
+def test_repeated_builds_that_agree_are_one_build(workshop: Workshop) -> None:
+    drv = workshop.make("same", "echo run; echo made > $out")
+    run = workshop.build(drv, repeat=2)
+    assert run.result.status is BuildStatus.BUILT
+    assert run.log == [b"run"] * 3
+    assert workshop.is_valid(drv.out)
+    assert workshop.leftovers() == []
+
+
+def test_repeated_builds_that_differ_leave_nothing(workshop: Workshop) -> None:
+    drv = workshop.make("changing", f"{CHANGING} $out; echo same > $dev", outputs=("out", "dev"))
+    run = workshop.build(drv, repeat=1)
+    assert run.result.status is BuildStatus.NOT_DETERMINISTIC
+    assert (
+        f"output '{workshop.real(drv.out)}' differs from the previous round" in run.result.message
+    )
+    assert str(workshop.real(drv.outputs["dev"])) not in run.result.message
+    assert not workshop.is_valid(drv.out)
+    assert workshop.leftovers() == []
+
+
+def test_determinism_need_not_be_enforced(workshop: Workshop) -> None:
+    drv = workshop.make("changing", f"{CHANGING} $out")
+    run = workshop.build(drv, repeat=1, enforce_determinism=False)
+    assert run.result.success
+    assert ["may not be deterministic" in text for text in run.notices] == [True]
+
+
+def test_a_fixed_output_is_not_repeated(workshop: Workshop) -> None:
+    drv = workshop.make("fixed", "echo run; echo good > $out", outputs={"out": fixed(b"good\n")})
+    assert workshop.build(drv, repeat=3).log == [b"run"]
+
+
+def test_repeat_is_an_option_of_the_command_line(workshop: Workshop) -> None:
+    drv = workshop.make("changing", f"{CHANGING} $out")
+    assert workshop.cli("build", "--repeat", "1", drv.text).returncode == 104
