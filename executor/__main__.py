@@ -1,7 +1,5 @@
 """``python -m executor``: the command line."""
 
-import sys
+from executor.cli.main import run
 
-from executor.cli.main import main
-
-sys.exit(main())
+run()

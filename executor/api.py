@@ -17,6 +17,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from executor.build.context import BuildContext, StoreThread
+from executor.build.early import launch_spawner
 from executor.build.events import Event, Listener, Notice
 from executor.build.graph import run_graph
 from executor.build.plan import Plan, Target, make_plan
@@ -26,12 +27,11 @@ from executor.config import Settings, load_settings
 from executor.derivation import Derivation
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
-from executor.store.layout import make_store_writable
 from executor.store.local import LocalStore
 from executor.store.location import StoreLocation, parse_store_url
 from executor.store.settings import StoreSettings
 from executor.store.signing import load_secret_keys
-from sandbox import Spawner
+from sandbox import Launched, Spawner
 
 __all__ = [
     "BuildResult",
@@ -49,7 +49,8 @@ class Executor:
     """Builds derivations in one store. Use it as an asynchronous context manager.
 
     ``store`` is a store URL as ``--store`` takes it (``None``: the system's). ``settings`` default
-    to what nix.conf and the environment say; ``max_jobs`` overrides one of them. Cancelling a task
+    to what nix.conf and the environment say; ``max_jobs`` overrides one of them. ``spawner`` is one
+    that ``early.launch_spawner`` began before. Cancelling a task
     that awaits ``build`` kills its builder and leaves the store clean.
 
     Must be entered as root. Raises ``ConfigError`` and ``StoreError`` on entering.
@@ -61,6 +62,7 @@ class Executor:
         store: str | None = None,
         settings: Settings | None = None,
         max_jobs: int | None = None,
+        spawner: Launched | None = None,
     ) -> None:
         if settings is None:
             settings = load_settings(environ=os.environ).settings
@@ -69,15 +71,14 @@ class Executor:
         self.settings = settings
         self.location: StoreLocation = parse_store_url(store, os.environ)
         self._listeners: list[Listener] = []
+        self._launched = spawner
         self._context: BuildContext | None = None
 
     async def __aenter__(self) -> Executor:
         if os.geteuid() != 0:
             raise UsageError("building needs root; run this as root, for example with sudo")
-        # Before any thread and the spawner exist, so that all of them share the view.
-        if os.path.isdir(self.location.real_store_dir):
-            make_store_writable(self.location.real_store_dir)
-        spawner = Spawner.start()
+        launched, self._launched = self._launched, None
+        spawner = Spawner(launched or launch_spawner(self.location))
         store = StoreThread(self._open_store)
         workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="output")
         try:

@@ -4,9 +4,16 @@ Knows paths, ids and mounts; nothing of derivations or stores. A program is desc
 ``SandboxSpec`` and started by a ``Spawner``.
 """
 
-from sandbox.errors import SandboxError, SetupFailedError, SpawnerLostError, SpecError
-from sandbox.process import Exit, Exited, ResourceUsage, SandboxProcess, Signaled, Spawner
-from sandbox.spec import Bind, Call, Exec, File, InputPath, Network, SandboxSpec
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandbox.errors import SandboxError, SetupFailedError, SpawnerLostError, SpecError
+    from sandbox.launcher import Launched, launch
+    from sandbox.process import Exit, Exited, ResourceUsage, SandboxProcess, Signaled, Spawner
+    from sandbox.spec import Bind, Call, Exec, File, InputPath, Network, SandboxSpec
 
 __all__ = [
     "Bind",
@@ -16,6 +23,7 @@ __all__ = [
     "Exited",
     "File",
     "InputPath",
+    "Launched",
     "Network",
     "ResourceUsage",
     "SandboxError",
@@ -26,4 +34,21 @@ __all__ = [
     "Spawner",
     "SpawnerLostError",
     "SpecError",
+    "launch",
 ]
+
+_MODULES = {
+    "errors": ("SandboxError", "SetupFailedError", "SpawnerLostError", "SpecError"),
+    "launcher": ("Launched", "launch"),
+    "process": ("Exit", "Exited", "ResourceUsage", "SandboxProcess", "Signaled", "Spawner"),
+    "spec": ("Bind", "Call", "Exec", "File", "InputPath", "Network", "SandboxSpec"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for and no more: the spawner must start without asyncio (PEP 562)."""
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'sandbox' has no attribute '{name}'")
+    return getattr(import_module(f"sandbox.{module}"), name)

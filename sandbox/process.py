@@ -12,19 +12,16 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sandbox.errors import SandboxError, SetupFailedError, SpawnerLostError
+from sandbox.launcher import Launched, launch
 from sandbox.messages import Failed, FrameError, Ready, pack, pack_spec, unpack, unpack_reports
 from sandbox.spec import SandboxSpec
 
 _MAX_DATAGRAM = 1 << 16
-_START = (
-    "import sys; sys.path[:] = {paths!r}; from sandbox.spawner import main; main({fd}, {preload!r})"
-)
 _CLOSE_TIMEOUT = 5.0
 
 
@@ -97,9 +94,9 @@ class _Pending:
 class Spawner:
     """A running spawner process. Make it with ``start``, end it with ``close``."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        self._process = process
-        self._control = control
+    def __init__(self, launched: Launched) -> None:
+        self._process = launched.process
+        self._control = launched.control
         self._pending: dict[int, _Pending] = {}
         self._next = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,28 +105,8 @@ class Spawner:
 
     @classmethod
     def start(cls, preload: Sequence[str] = ()) -> Spawner:
-        """Start the process; it gets ready while the caller goes on.
-
-        ``preload`` names the functions that ``Call`` entries may use, as ``module:function``.
-        """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Only absolute paths: the isolated interpreter must not look in the current directory.
-        paths = [path for path in sys.path if os.path.isabs(path)]
-        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        code = _START.format(
-            paths=list(dict.fromkeys([package, *paths])), fd=theirs.fileno(), preload=list(preload)
-        )
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code],
-                stdin=subprocess.DEVNULL,
-                env={},
-                cwd="/",
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        os.set_blocking(ours.fileno(), False)
-        return cls(process, ours)
+        """Start the process; see ``launch``."""
+        return cls(launch(preload))
 
     async def spawn(self, spec: SandboxSpec, output: int) -> SandboxProcess:
         """Start the program of ``spec`` with ``output`` as its standard output and error.

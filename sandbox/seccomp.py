@@ -13,7 +13,10 @@ import stat
 import struct
 from dataclasses import dataclass
 
-import pyseccomp
+from sandbox import syscalls
+
+with syscalls.known_libraries({"c": "libc.so.6", "seccomp": "libseccomp.so.2"}):
+    import pyseccomp
 
 _SET_ID_BITS = (stat.S_ISUID, stat.S_ISGID)
 # Calls with a mode argument, and its position. A set-id bit in it is refused, at creation too.

@@ -110,6 +110,10 @@ def _build(
 ) -> tuple[list[BuildResult], int]:
     """Results of the targets, and the exit code, which failures on the way have a say in."""
     # Imported here: a command that finds everything valid needs none of it.
+    from executor.build.early import launch_spawner
+
+    launched = launch_spawner(invocation.location)
+
     import asyncio
 
     from executor.api import Executor
@@ -138,7 +142,7 @@ def _build(
             raise _EndedBySignalError(ended[0]) from None
 
     async def build_all() -> list[BuildResult]:
-        executor = Executor(store=invocation.store, settings=invocation.settings)
+        executor = Executor(store=invocation.store, settings=invocation.settings, spawner=launched)
         executor.subscribe(display.take)
         executor.subscribe(collect)
         async with executor:

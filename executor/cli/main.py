@@ -6,10 +6,12 @@ Only what a command needs is imported; start-up time is part of the budget.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from executor.cli.options import add_common, extract_settings, open_invocation
 from executor.errors import ExecutorError
@@ -61,6 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last net: no traceback for users
         text = f"{type(error).__name__}: {error} (this is a bug; --debug shows where)"
         return _complain(f"internal error: {text}", debug)
+
+
+def run() -> NoReturn:
+    """The program: ``main``, and then the end without taking the interpreter apart piece by piece.
+
+    All threads have ended by now, and every file that matters is closed; the rest is the kernel's.
+    """
+    try:
+        code = main()
+    except SystemExit as stop:  # argparse has said what was wrong, or --help is done
+        code = stop.code if isinstance(stop.code, int) else 0
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _flush_output() -> None:

@@ -1,0 +1,51 @@
+"""Starting the spawner process, apart from what talks to it.
+
+The process needs tens of milliseconds to get ready; whoever launches it before importing asyncio
+and the rest has both at once. It must be launched from the main thread, before there are others.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_START = (
+    "import sys; sys.path[:] = {paths!r}; from sandbox.spawner import main; main({fd}, {preload!r})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A spawner process on its way, and our end of its socket. ``Spawner`` takes it over."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+
+
+def launch(preload: Sequence[str] = ()) -> Launched:
+    """Start the process; it gets ready while the caller goes on.
+
+    ``preload`` names the functions that ``Call`` entries may use, as ``module:function``.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Only absolute paths: the isolated interpreter must not look in the current directory.
+    paths = [path for path in sys.path if os.path.isabs(path)]
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    code = _START.format(
+        paths=list(dict.fromkeys([package, *paths])), fd=theirs.fileno(), preload=list(preload)
+    )
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", code],
+            stdin=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+    os.set_blocking(ours.fileno(), False)
+    return Launched(process, ours)
