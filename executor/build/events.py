@@ -56,10 +56,14 @@ class BuildFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingForLock:
-    """Somebody else builds the same outputs; ``paths`` are the store's real paths."""
+    """Somebody else builds the same outputs; ``paths`` are the store's real paths.
+
+    ``holders`` are the processes that hold the locks, where the kernel tells.
+    """
 
     drv_path: StorePath
     paths: tuple[str, ...]
+    holders: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ from executor.build.verdict import builder_failure
 from executor.build.workspace import Workspace, WorkspaceOwner, write_build_file
 from executor.errors import ExecutorError
 from executor.formats.hashes import Hash
-from executor.store.locks import PathLocks
+from executor.store.locks import PathLocks, lock_holders
 from executor.store.log_files import LogFile, log_path
 from sandbox import SandboxError
 
@@ -111,7 +111,9 @@ class _Job:
                     return
             if not told:
                 told = True
-                waiting = WaitingForLock(drv_path=self._node.drv_path, paths=tuple(paths))
+                waiting = WaitingForLock(
+                    drv_path=self._node.drv_path, paths=tuple(paths), holders=lock_holders(paths)
+                )
                 self._context.emit(waiting)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_LONGEST)

@@ -90,9 +90,8 @@ class PlainDisplay:
                 self._say(0, f"{_short(path)}> {printable(line)}")
             case BuildPhase(drv_path=path, phase=phase) if self._print_logs:
                 self._say(3, f"{_short(path)}> phase: {printable(phase.encode())}")
-            case WaitingForLock(paths=paths):
-                names = ", ".join(f"'{path}'" for path in paths)
-                self._say(1, f"waiting for lock on {names}")
+            case WaitingForLock():
+                self._say(1, _waiting(event))
             case WaitingForUser(drv_path=path):
                 name = self._store_dir.render(path)
                 self._say(1, f"waiting for a free build user ID for '{name}'")
@@ -215,8 +214,8 @@ class JsonDisplay:
                 self._result(number, _RESULT_PHASE, [phase])
             case Notice(level=level, text=text):
                 self._put(action="msg", level=level, msg=text)
-            case WaitingForLock(paths=paths):
-                self._put(action="msg", level=1, msg=f"waiting for lock on {', '.join(paths)}")
+            case WaitingForLock():
+                self._put(action="msg", level=1, msg=_waiting(event))
             case WaitingForUser():
                 self._put(action="msg", level=1, msg="waiting for a free build user ID")
             case BuildFinished(result=result):
@@ -249,3 +248,12 @@ class JsonDisplay:
 
 def _short(path: StorePath) -> str:
     return path.name.removesuffix(".drv")
+
+
+def _waiting(event: WaitingForLock) -> str:
+    """Nix's sentence, and who it is that we wait for."""
+    text = "waiting for lock on " + ", ".join(f"'{path}'" for path in event.paths)
+    if event.holders:
+        noun = "process" if len(event.holders) == 1 else "processes"
+        text += f", held by {noun} {', '.join(map(str, event.holders))}"
+    return text

@@ -113,6 +113,30 @@ class PathLocks:
         self.release()
 
 
+def lock_holders(real_paths: Iterable[str]) -> tuple[int, ...]:
+    """Processes that hold the locks of some paths, as far as the kernel tells (``/proc/locks``).
+
+    For messages only: they may have ended by now. Nothing is found for a process of another
+    namespace, or on file systems that show another device number there.
+    """
+    files: set[tuple[int, int, int]] = set()
+    for path in real_paths:
+        with suppress(OSError):
+            status = os.lstat(f"{path}.lock")
+            files.add((os.major(status.st_dev), os.minor(status.st_dev), status.st_ino))
+    holders: set[int] = set()
+    with suppress(OSError), open("/proc/locks", encoding="ascii") as table:
+        for line in table:
+            fields = line.split()
+            # "3: FLOCK ADVISORY WRITE 1234 fd:01:5678 0 EOF"; those who wait have "->" second.
+            if fields[1] != "FLOCK" or int(fields[4]) <= 0:
+                continue
+            major, minor, inode = fields[5].split(":")
+            if (int(major, 16), int(minor, 16), int(inode)) in files:
+                holders.add(int(fields[4]))
+    return tuple(sorted(holders))
+
+
 def _lock_one(path: str, on_wait: Callable[[str], object] | None) -> int | None:
     lock_path = f"{path}.lock"
     while True:

@@ -96,6 +96,14 @@ def feed(display: Display, events: Iterable[Event]) -> None:
             "waiting for lock on '/a', '/b'\n",
         ),
         (
+            WaitingForLock(drv_path=DRV, paths=("/a",), holders=(7,)),
+            "waiting for lock on '/a', held by process 7\n",
+        ),
+        (
+            WaitingForLock(drv_path=DRV, paths=("/a",), holders=(7, 8)),
+            "waiting for lock on '/a', held by processes 7, 8\n",
+        ),
+        (
             WaitingForUser(drv_path=DRV),
             f"waiting for a free build user ID for '{NAME}'\n",
         ),

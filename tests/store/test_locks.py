@@ -12,7 +12,7 @@ import pytest
 from executor.errors import StoreError
 from executor.store.errors import LockBusyError
 from executor.store.local import LocalStore
-from executor.store.locks import PathLocks, lock_paths, open_lock_file, try_lock
+from executor.store.locks import PathLocks, lock_holders, lock_paths, open_lock_file, try_lock
 
 from .conftest import Nix
 
@@ -30,6 +30,35 @@ def test_exclusion_within_one_process(scratch: Path) -> None:
     with lock_paths([path]), pytest.raises(LockBusyError):
         lock_paths([path], blocking=False)
     lock_paths([path], blocking=False).release()
+
+
+def test_the_holder_of_a_lock_can_be_named(scratch: Path) -> None:
+    first, second = str(scratch / "a"), str(scratch / "b")
+    assert lock_holders([first]) == ()
+    with lock_paths([second]):
+        assert lock_holders([first]) == ()
+        assert lock_holders([first, second]) == (os.getpid(),)
+    assert lock_holders([second]) == ()
+
+
+def test_a_process_that_waits_holds_nothing(scratch: Path) -> None:
+    path = str(scratch / "x")
+    code = (
+        "import sys; from executor.store.locks import lock_paths\n"
+        "print('started', flush=True); lock_paths([sys.argv[1]]).release()"
+    )
+    with lock_paths([path]):
+        command = [sys.executable, "-c", code, path]
+        waiter = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert waiter.stdout is not None
+        waiter.stdout.readline()
+        for _ in range(100):
+            if f"-> FLOCK  ADVISORY  WRITE {waiter.pid} " in Path("/proc/locks").read_text():
+                break
+            time.sleep(0.01)
+        assert lock_holders([path]) == (os.getpid(),)
+    assert waiter.wait(20) == 0
+    waiter.stdout.close()
 
 
 def test_all_or_nothing(scratch: Path) -> None:
