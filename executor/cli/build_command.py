@@ -73,7 +73,7 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
         invocation.say(0, "error: interrupted by the user")
         return _INTERRUPTED
     except _EndedBySignalError as ended:
-        invocation.say(0, f"error: ended by {ended.signal.name}; what was being built is removed")
+        invocation.say(0, f"error: {ended}; what was being built is removed")
         return 128 + ended.signal
     with open_store(invocation) as store:
         _finish(invocation, arguments, store, targets, results)
@@ -138,7 +138,7 @@ def _build(
             return await build_all()
         except asyncio.CancelledError:
             if not ended:
-                raise  # by SIGINT, which asyncio.run makes a KeyboardInterrupt of
+                raise
             raise _EndedBySignalError(ended[0]) from None
 
     async def build_all() -> list[BuildResult]:
@@ -158,12 +158,17 @@ class _EndedBySignalError(Exception):
     """The build was cancelled by ``signal``."""
 
     def __init__(self, signal: Signals) -> None:
-        super().__init__(signal.name)
+        by_user = signal is Signals.SIGINT
+        super().__init__("interrupted by the user" if by_user else f"ended by {signal.name}")
         self.signal = signal
 
 
 def _cancel_on_signal(loop: AbstractEventLoop) -> list[Signals]:
-    """Make SIGTERM and SIGHUP cancel the running task; the list gets the one that did."""
+    """Make the first of the signals that end programs cancel the running task.
+
+    The list gets them all. Those after the first change nothing: a second Ctrl-C must not break
+    off the cleaning up.
+    """
     from asyncio import current_task
 
     task = current_task(loop)
@@ -171,10 +176,10 @@ def _cancel_on_signal(loop: AbstractEventLoop) -> list[Signals]:
 
     def cancel(number: Signals) -> None:
         ended.append(number)
-        if task is not None:
+        if task is not None and len(ended) == 1:
             task.cancel()
 
-    for number in (Signals.SIGTERM, Signals.SIGHUP):
+    for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP):
         loop.add_signal_handler(number, cancel, number)
     return ended
 

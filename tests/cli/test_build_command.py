@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from signal import Signals
@@ -441,8 +442,11 @@ def test_a_reader_that_goes_away_is_no_crash(workshop: Workshop, several: Drv) -
     assert said.endswith(f"building '{several.text}'...\n")
 
 
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("number", [Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP])
-def test_a_signal_ends_the_build_and_leaves_nothing(workshop: Workshop, number: Signals) -> None:
+def test_a_signal_ends_the_build_and_leaves_nothing(
+    workshop: Workshop, number: Signals, times: int
+) -> None:
     drv = workshop.make("sleeper", "echo asleep; sleep 100")
     process = subprocess.Popen(
         workshop.command("build", "-L", drv.text),
@@ -455,7 +459,10 @@ def test_a_signal_ends_the_build_and_leaves_nothing(workshop: Workshop, number: 
         assert process.stderr is not None
         while "asleep" not in (line := process.stderr.readline()):
             assert line, "the builder was not heard of"
-        process.send_signal(number)
+        # More of them, while it cleans up, must not make it worse.
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.002)
         _, shown = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     assert shown.startswith("error: ")
