@@ -107,7 +107,11 @@ class Executor:
         context.workers.shutdown()
 
     def subscribe(self, listener: Listener) -> None:
-        """Call ``listener`` with every event from now on, in the event loop's thread."""
+        """Call ``listener`` with every event from now on, in the event loop's thread.
+
+        An exception of a listener ends the run and reaches the caller: it is a bug, and hiding it
+        would hide what the listener was to show.
+        """
         self._listeners.append(listener)
 
     async def build(
@@ -168,12 +172,7 @@ class Executor:
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception as error:  # noqa: BLE001 - a listener must not decide a build
-                text = f"a listener failed on {type(event).__name__}"
-                context = {"message": text, "exception": error}
-                asyncio.get_running_loop().call_exception_handler(context)
+            listener(event)
 
     def _make_context(
         self, spawner: Spawner, store: StoreThread, workers: ThreadPoolExecutor

@@ -184,25 +184,6 @@ def test_listeners_hear_of_what_happens_after_they_subscribed(workshop: Workshop
     assert Run(events=heard).started == [second.path]
 
 
-def test_a_listener_that_fails_decides_nothing(
-    workshop: Workshop, caplog: pytest.LogCaptureFixture
-) -> None:
-    drv = workshop.make("plain", "echo said; echo > $out")
-    heard: list[Event] = []
-
-    def failing(_event: Event) -> None:
-        raise ValueError("not today")
-
-    async def go(executor: Executor) -> BuildResult:
-        executor.subscribe(failing)
-        executor.subscribe(heard.append)
-        return await executor.build(drv.path)
-
-    assert workshop.run(go).success
-    assert Run(events=heard).log == [b"said"]
-    assert "a listener failed on BuildStarted" in caplog.text
-
-
 @pytest.mark.parametrize("text", ["", "hello.drv", "/nix/store", "/elsewhere/x.drv"])
 def test_a_path_that_is_none_is_an_error(workshop: Workshop, text: str) -> None:
     async def go(executor: Executor) -> BuildResult:

@@ -78,7 +78,7 @@ def test_an_interrupted_command_cleans_up_and_says_so(workshop: Workshop, gate: 
     finally:
         kill_group(process)
     assert process.returncode == 130
-    assert stderr.endswith("error: interrupted by the user\n")
+    assert stderr.endswith("error: interrupted by the user; what was being built is removed\n")
     assert workshop.leftovers() == []
 
 
