@@ -72,6 +72,30 @@ class Settings:
     stalled_download_timeout: int = 300
     download_attempts: int = 5
     user_agent_suffix: str = ""
+    substitute: bool = True
+    substituters: tuple[str, ...] = ("https://cache.nixos.org/",)
+    trusted_public_keys: frozenset[str] = frozenset(
+        {"cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="}
+    )
+    require_sigs: bool = True
+    fallback: bool = False
+    always_allow_substitutes: bool = False
+    max_substitution_jobs: int = 16
+    http_connections: int = 25
+    nar_buffer_size: int = 32 << 20
+    post_build_hook: str = ""
+    build_hook: tuple[str, ...] = ("nix", "__build-remote")
+    build_hook_kill_timeout: int = 500
+    builders: str = "@/etc/nix/machines"
+    builders_use_substitutes: bool = False
+    extra_local_jobs: int = 0
+    keep_outputs: bool = False
+    keep_derivations: bool = True
+    min_free: int = 0
+    max_free: int = (1 << 63) - 1
+    min_free_check_interval: int = 5
+    auto_optimise_store: bool = False
+    warn_large_path_threshold: int = 0
 
 
 # Old names of settings (row X2); the last is what other Nix versions call download-attempts.
@@ -88,6 +112,13 @@ ALIASES = {
     "build-keep-log": "keep-build-log",
     "build-compress-log": "compress-build-log",
     "build-extra-platforms": "extra-platforms",
+    "build-fallback": "fallback",
+    "build-use-substitutes": "substitute",
+    "substitution-max-jobs": "max-substitution-jobs",
+    "binary-caches": "substituters",
+    "binary-cache-public-keys": "trusted-public-keys",
+    "gc-keep-outputs": "keep-outputs",
+    "gc-keep-derivations": "keep-derivations",
     "env-keep-derivations": "keep-env-derivations",
     "filetransfer-retry-attempts": "download-attempts",
 }
@@ -100,30 +131,26 @@ HARMLESS = {
     "allow-new-privileges": frozenset({"false", "no", "0"}),
 }
 
-# Known to Nix 2.34.8 and without meaning here: evaluation, substitution and other later matters.
+# Known to Nix 2.34.8 and without meaning here: evaluation and other matters.
 NIX_ONLY = frozenset(
     """
     abort-on-warn accept-flake-config access-tokens allow-dirty allow-dirty-locks
-    allow-import-from-derivation allow-symlinked-store allow-unsafe-native-code-during-evaluation
-    allowed-uris allowed-users always-allow-substitutes auto-allocate-uids auto-optimise-store
-    bash-prompt bash-prompt-prefix bash-prompt-suffix binary-cache-public-keys binary-caches
-    build-fallback build-hook build-impersonate-linux-26 build-use-substitutes builders
-    builders-use-substitutes commit-lock-file-summary commit-lockfile-summary debugger-on-trace
-    debugger-on-warn download-buffer-size download-speed eval-cache
-    eval-cores eval-system external-builders extra-binary-caches fallback filetransfer-retry-delay
-    filetransfer-retry-delay-rate-limited filetransfer-retry-jitter filetransfer-retry-max-delay
-    flake-registry force-git gc-keep-derivations gc-keep-outputs gc-reserved-space-old
-    http-connections http2 http3 ignore-try impersonate-linux-26 json-log-path keep-derivations
-    keep-env-derivations keep-outputs lazy-locks lazy-trees lint-absolute-path-literals
-    lint-short-path-literals lint-url-literals log-format max-call-depth max-free
-    max-substitution-jobs min-free min-free-check-interval nar-buffer-size narinfo-cache-meta-ttl
+    allow-import-from-derivation allow-symlinked-store
+    allow-unsafe-native-code-during-evaluation allowed-uris allowed-users auto-allocate-uids
+    bash-prompt bash-prompt-prefix bash-prompt-suffix build-impersonate-linux-26
+    commit-lock-file-summary commit-lockfile-summary debugger-on-trace debugger-on-warn
+    download-buffer-size download-speed eval-cache eval-cores eval-system external-builders
+    filetransfer-retry-delay filetransfer-retry-delay-rate-limited
+    filetransfer-retry-jitter filetransfer-retry-max-delay flake-registry force-git
+    gc-reserved-space-old http2 http3 ignore-try impersonate-linux-26 json-log-path
+    keep-env-derivations lazy-locks lazy-trees lint-absolute-path-literals
+    lint-short-path-literals lint-url-literals log-format max-call-depth narinfo-cache-meta-ttl
     narinfo-cache-negative-ttl narinfo-cache-positive-ttl nix-path
-    nix-shell-always-looks-for-shell-nix nix-src-hash optimise-store plugin-files post-build-hook
-    print-missing pure-eval reject-flake-config require-sigs restrict-eval
-    show-trace ssl-cert-old store substitute substituters substitution-max-jobs sync-before-old
+    nix-shell-always-looks-for-shell-nix nix-src-hash optimise-store plugin-files print-missing
+    pure-eval reject-flake-config restrict-eval show-trace ssl-cert-old store sync-before-old
     tarball-ttl trace-function-calls trace-import-from-derivation trace-verbose
-    trusted-binary-caches trusted-public-keys trusted-substituters trusted-users
-    upgrade-nix-store-path-url use-case-hack use-cgroups use-registries use-sqlite-wal-old
-    use-xdg-base-directories warn-dirty warn-large-path-threshold warn-short-path-literals
+    trusted-binary-caches trusted-substituters trusted-users upgrade-nix-store-path-url
+    use-case-hack use-cgroups use-registries use-sqlite-wal-old use-xdg-base-directories
+    warn-dirty warn-short-path-literals
     """.split()  # noqa: SIM905
 )
