@@ -17,6 +17,7 @@ LAYERS = (
     ("executor.derivation", "executor.derivation_hash", "executor.derivation_json"),
     ("executor.references", "executor.host", "executor.settings", "executor.config"),
     ("executor.store",),
+    ("executor.caches",),
     ("executor.instantiate",),
     ("executor.build",),
     ("executor.protocols",),

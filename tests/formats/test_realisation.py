@@ -12,10 +12,13 @@ _PATH = StorePath.parse("g1w7hy3qg1w7hy3qg1w7hy3qg1w7hy3q-foo")
 
 def test_form_is_nix_s() -> None:
     realisation = Realisation(DrvOutput(_HASH, "out"), _PATH, frozenset({"b:2", "a:1"}))
-    assert realisation.to_json() == (
-        f'{{"dependentRealisations":{{}},"id":"{_HASH}!out","outPath":"{_PATH.base_name}",'
-        '"signatures":["a:1","b:2"]}'
-    ).encode()
+    assert (
+        realisation.to_json()
+        == (
+            f'{{"dependentRealisations":{{}},"id":"{_HASH}!out","outPath":"{_PATH.base_name}",'
+            '"signatures":["a:1","b:2"]}'
+        ).encode()
+    )
     assert b"signatures" not in realisation.fingerprint
     assert Realisation.from_json(realisation.to_json()) == realisation
 
