@@ -168,7 +168,7 @@ class Executor:
         return self.location.store_dir.parse(derivation)
 
     def _open_store(self) -> LocalStore:
-        return LocalStore.open(self.location, settings=store_settings(self.settings))
+        return LocalStore.open(self.location, settings=StoreSettings.of(self.settings))
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
@@ -195,13 +195,3 @@ class Executor:
             build_root=settings.build_dir or location.build_dir or f"{location.state_dir}/builds",
             environ=os.environb,
         )
-
-
-def store_settings(settings: Settings) -> StoreSettings:
-    """The settings that the store obeys."""
-    return StoreSettings(
-        fsync_metadata=settings.fsync_metadata,
-        fsync_store_paths=settings.fsync_store_paths,
-        build_users_group=settings.build_users_group,
-        ignored_acls=settings.ignored_acls,
-    )

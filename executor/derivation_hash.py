@@ -8,7 +8,7 @@ is fetched doesn't change what depends on it. Source: ``hashDerivationModulo`` o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from executor.derivation import (
     DeferredOutput,
@@ -26,9 +26,16 @@ from executor.formats.store_path import StoreDir, StorePath, make_output_path
 
 DerivationLookup = Callable[[StorePath], Derivation]
 
-# What stands for one derivation inside another: a hash for each output, or None where an output
-# depends on something whose path is only known after its build.
-_Modulo = Mapping[str, Hash | None]
+
+@dataclass(frozen=True, slots=True)
+class _Modulo:
+    """What stands for one derivation inside another: a hash for each output.
+
+    ``deferred``: it depends on something whose path is only known after a build, itself included.
+    """
+
+    hashes: Mapping[str, Hash]
+    deferred: bool
 
 
 class ModuloHasher:
@@ -49,7 +56,14 @@ class ModuloHasher:
         ``None`` for a derivation whose paths can't be known before its inputs are built.
         """
         self._learn(derivation.input_drvs)
-        return self._hash(derivation, mask=True)
+        digest, deferred = self._hash(derivation, mask=True)
+        return None if deferred else digest
+
+    def output_hashes(self, derivation: Derivation) -> dict[str, Hash]:
+        """The hash that names the derivation in the ids of realisations, for each output."""
+        if derivation.kind is not DerivationKind.FIXED:
+            self._learn(derivation.input_drvs)
+        return dict(self._modulo(derivation, mask=True).hashes)
 
     def _learn(self, roots: Iterable[StorePath]) -> None:
         """Fill in what is below ``roots``, inputs first, without recursion."""
@@ -71,29 +85,29 @@ class ModuloHasher:
             self._known[path] = self._modulo(derivation)
             pending.pop()
 
-    def _modulo(self, derivation: Derivation) -> _Modulo:
+    def _modulo(self, derivation: Derivation, *, mask: bool = False) -> _Modulo:
         fixed = derivation.outputs.get("out")
         if isinstance(fixed, FixedOutput):
             path = self.store_dir.render(fixed.path(self.store_dir, derivation.name, "out"))
             promise = f"fixed:out:{fixed.method.prefix}{fixed.hash.prefixed16}:{path}"
-            return {"out": hash_bytes(HashAlgorithm.SHA256, promise.encode())}
-        whole = (
-            self._hash(derivation, mask=False)
-            if derivation.kind is DerivationKind.INPUT_ADDRESSED
-            else None
-        )
-        return dict.fromkeys(derivation.outputs, whole)
+            hashes = {"out": hash_bytes(HashAlgorithm.SHA256, promise.encode())}
+            return _Modulo(hashes, deferred=False)
+        whole, deferred = self._hash(derivation, mask=mask)
+        if derivation.kind in (DerivationKind.FLOATING, DerivationKind.IMPURE):
+            deferred = True
+        return _Modulo(dict.fromkeys(derivation.outputs, whole), deferred)
 
-    def _hash(self, derivation: Derivation, *, mask: bool) -> Hash | None:
+    def _hash(self, derivation: Derivation, *, mask: bool) -> tuple[Hash, bool]:
+        """The hash, and whether an input is deferred."""
         inputs: dict[str, set[str]] = {}
+        deferred = False
         for path, names in derivation.input_drvs.items():
             known = self._known[path]
+            deferred = deferred or known.deferred
             for name in names:
-                if name not in known:
-                    raise FormatError(f"'{path}' has no output '{name}', which is referred to")
-                part = known[name]
+                part = known.hashes.get(name)
                 if part is None:
-                    return None
+                    raise FormatError(f"'{path}' has no output '{name}', which is referred to")
                 # Two inputs with the same hash are one: their outputs are joined.
                 inputs.setdefault(part.base16, set()).add(name)
         term = to_term(_mask(derivation) if mask else derivation, self.store_dir)
@@ -101,7 +115,8 @@ class ModuloHasher:
             (text.encode(), tuple(name.encode() for name in sorted(names)))
             for text, names in sorted(inputs.items())
         )
-        return hash_bytes(HashAlgorithm.SHA256, unparse_term(replace(term, input_drvs=input_drvs)))
+        text = unparse_term(replace(term, input_drvs=input_drvs))
+        return hash_bytes(HashAlgorithm.SHA256, text), deferred
 
 
 def _mask(derivation: Derivation) -> Derivation:
@@ -186,8 +201,9 @@ def placeholder(output_name: str) -> str:
 def fill_outputs(derivation: Derivation, hasher: ModuloHasher) -> Derivation:
     """Compute the output paths of a hand-written derivation and put them where they belong.
 
-    Deferred outputs become input-addressed ones, and the variables named after the outputs get
-    their paths. Raises ``FormatError`` where an input's path is not known before its build.
+    Deferred outputs become input-addressed ones where their paths can be known by now, and the
+    variables named after the outputs get their paths; those of floating outputs get what stands
+    for these until they are built.
     """
     # That the variables are there is part of the hash; what they hold is not.
     env = {**dict.fromkeys((name.encode() for name in derivation.outputs), b""), **derivation.env}
@@ -196,8 +212,8 @@ def fill_outputs(derivation: Derivation, hasher: ModuloHasher) -> Derivation:
     outputs = dict(derivation.outputs)
     for name, path in paths.items():
         if path is None:
-            if isinstance(outputs[name], DeferredOutput):
-                raise FormatError(f"the path of output '{name}' of '{derivation.name}' is unknown")
+            if not isinstance(outputs[name], DeferredOutput):
+                env[name.encode()] = placeholder(name).encode()
             continue
         if isinstance(outputs[name], DeferredOutput | InputAddressed):
             outputs[name] = InputAddressed(path)

@@ -97,6 +97,11 @@ class Settings:
     auto_optimise_store: bool = False
     warn_large_path_threshold: int = 0
 
+    @property
+    def available_features(self) -> frozenset[str]:
+        """What derivations may require: the setting, and what an experimental feature brings."""
+        return self.system_features | (self.experimental_features & {"ca-derivations"})
+
 
 # Old names of settings (row X2); the last is what other Nix versions call download-attempts.
 ALIASES = {

@@ -14,7 +14,12 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("executor.errors",),
     ("executor.formats",),
-    ("executor.derivation", "executor.derivation_hash", "executor.derivation_json"),
+    (
+        "executor.derivation",
+        "executor.derivation_hash",
+        "executor.derivation_json",
+        "executor.resolution",
+    ),
     ("executor.references", "executor.host", "executor.settings", "executor.config"),
     ("executor.store",),
     ("executor.caches",),

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from executor.build.failure import BuildFailureError
 from executor.build.install import check_fixed
-from executor.build.outputs import StagedOutput
 from executor.build.prepare import Preparation
 from executor.build.result import BuildStatus, FailureCause
+from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
 from executor.store.local import LocalStore
 from executor.store.signing import SecretKey, sign
@@ -60,7 +60,9 @@ def compare(
         check_fixed(store, item, preparation, keys)
     differing: list[Differing] = []
     for item in staged:
-        path = item.info.path
+        # A content-addressed output that differs belongs elsewhere; it is compared with the one
+        # that is known for this derivation.
+        path = preparation.outputs[item.output]
         valid = store.query_path_info(path)
         if valid.nar_hash != item.info.nar_hash:
             kept = store.keep_beside(item.directory_fd, item.name, path, ".check") if keep else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from executor.build.check import Differing, compare, not_deterministic, run_diff_hook
@@ -24,18 +24,20 @@ from executor.build.events import (
 from executor.build.failure import BuildFailureError, unable
 from executor.build.install import install
 from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine
-from executor.build.outputs import OutputRules, StagedOutput, collect_outputs
-from executor.build.plan import Node
+from executor.build.outputs import OutputRules, collect_outputs
+from executor.build.plan import Node, static_outputs
 from executor.build.prebuild import run_pre_build_hook
-from executor.build.prepare import Preparation, prepare
+from executor.build.prepare import Preparation, Present, prepare
 from executor.build.request import BuildRequest, make_request, shares_with_host
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
+from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
 from executor.build.verdict import builder_failure
 from executor.build.workspace import Workspace, WorkspaceOwner, write_build_file
 from executor.errors import ExecutorError
 from executor.formats.hashes import Hash
+from executor.formats.store_path import StorePath
 from executor.store.locks import PathLocks, lock_holders
 from executor.store.log_files import LogFile, log_path
 from sandbox import SandboxError
@@ -59,11 +61,11 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
             preparation = await context.store.call(
                 prepare, context.store.store, node, context.settings, context.environ
             )
-            if preparation is None:
-                return job.succeeded(BuildStatus.ALREADY_VALID)
+            if isinstance(preparation, Present):
+                return job.succeeded(BuildStatus.ALREADY_VALID, preparation.outputs)
             async with job.user() as user:
-                await job.build(preparation, user)
-        return job.succeeded(BuildStatus.BUILT)
+                outputs = await job.build(preparation, user)
+        return job.succeeded(BuildStatus.BUILT, outputs)
     except BuildFailureError as failure:
         return job.failed(failure)
     except SandboxError as error:
@@ -98,7 +100,7 @@ class _Job:
 
         While somebody else holds a lock, the slot is given to others.
         """
-        paths = sorted(self._store.real_path(path) for path in self._node.outputs.values())
+        paths = self._lock_paths()
         pause, told = _POLL, False
         while True:
             async with self._context.slots:
@@ -118,6 +120,17 @@ class _Job:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_LONGEST)
 
+    def _lock_paths(self) -> list[str]:
+        """What is locked: the outputs, or names of them where their paths aren't known (C9)."""
+        derivation = self._node.derivation
+        assert derivation is not None
+        known = static_outputs(derivation, self._store.store_dir)
+        drv_path = self._store.real_path(self._node.drv_path)
+        return sorted(
+            self._store.real_path(known[name]) if name in known else f"{drv_path}.{name}"
+            for name in derivation.outputs
+        )
+
     @asynccontextmanager
     async def user(self) -> AsyncIterator[BuildUser]:
         """A build user that nobody else has."""
@@ -134,8 +147,10 @@ class _Job:
 
     # The build.
 
-    async def build(self, preparation: Preparation, user: BuildUser) -> None:
-        """Run the builder and bring its outputs into the store. Raises ``BuildFailureError``.
+    async def build(self, preparation: Preparation, user: BuildUser) -> Mapping[str, StorePath]:
+        """Run the builder and bring its outputs into the store; returns where all outputs are.
+
+        Raises ``BuildFailureError``.
 
         With the setting ``repeat`` it runs more often, each time from the start, and only what
         came out the same every time gets into the store.
@@ -147,8 +162,9 @@ class _Job:
             self._compare_rounds(staged)
             if preparation.check:
                 await self._compare(staged, preparation, workspace, user)
-            else:
-                await self._install(staged, preparation)
+                return preparation.outputs
+            await self._install(staged, preparation)
+            return {**preparation.outputs, **{item.output: item.info.path for item in staged}}
 
     def _repetitions(self, preparation: Preparation) -> int:
         """How many builds come before the one that counts; a fixed output proves itself."""
@@ -160,9 +176,9 @@ class _Job:
         found = {item.output: item.info.nar_hash for item in staged}
         earlier, self._hashes = self._hashes, found
         differing = [
-            Differing(self._store.real_path(self._node.outputs[output]), than="the previous round")
-            for output in sorted(found)
-            if earlier and earlier[output] != found[output]
+            Differing(self._store.real_path(item.info.path), than="the previous round")
+            for item in sorted(staged, key=lambda item: item.output)
+            if earlier and earlier[item.output] != found[item.output]
         ]
         if differing and self._context.settings.enforce_determinism:
             raise not_deterministic(self.name, differing)
@@ -362,8 +378,8 @@ class _Job:
 
     # The result.
 
-    def succeeded(self, status: BuildStatus) -> BuildResult:
-        return self._result(status, outputs=dict(self._node.outputs))
+    def succeeded(self, status: BuildStatus, outputs: Mapping[str, StorePath]) -> BuildResult:
+        return self._result(status, outputs=dict(outputs))
 
     def failed(self, failure: BuildFailureError) -> BuildResult:
         return self._result(failure.status, message=failure.message, cause=failure.cause)

@@ -7,14 +7,20 @@ failure ends the run, and what was still being built is killed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from executor.build.context import BuildContext
-from executor.build.events import BuildFinished, GraphPlanned
+from executor.build.events import BuildFinished, GraphPlanned, Notice
+from executor.build.failure import BuildFailureError, unable
 from executor.build.goal import build_node
-from executor.build.plan import Node, Plan, Target, make_plan
+from executor.build.plan import Node, Plan, Target, examine_target, make_plan
+from executor.build.realised import record_realisations, resolved_node
 from executor.build.result import BuildResult, BuildStatus, FailureCause
+from executor.errors import ExecutorError
 from executor.formats.store_path import StorePath
+
+BuildOutputs = Mapping[str, StorePath]
 
 
 async def run_graph(
@@ -29,56 +35,176 @@ async def run_graph(
         context.emit(GraphPlanned(will_build=plan.to_build))
     run = _Run(context, plan, keep_going)
     try:
-        return await run.results([target.drv_path for target in targets])
+        return await run.results(targets)
     finally:
         await run.stop()
 
 
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """A task, and the outputs that it realises (``None``: all)."""
+
+    outputs: frozenset[str] | None
+    task: asyncio.Task[BuildResult]
+
+    def serves(self, outputs: frozenset[str] | None) -> bool:
+        """Whether a wish for these outputs is granted by this goal."""
+        if self.outputs is None:
+            return True
+        return outputs is not None and outputs <= self.outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a goal is asked for, what it waits for, and what is known of it."""
+
+    drv_path: StorePath
+    outputs: frozenset[str] | None
+    earlier: _Goal | None
+    node: Node | None
+
+
 class _Run:
-    """One walk over a plan. Tasks are kept by derivation path, so each is built once."""
+    """One walk over a graph. Goals are kept by derivation path, so each is built once."""
 
     def __init__(self, context: BuildContext, plan: Plan, keep_going: bool) -> None:
         self._context = context
         self._plan = plan
         self._keep_going = keep_going
-        self._tasks: dict[StorePath, asyncio.Task[BuildResult]] = {}
+        self._goals: dict[StorePath, _Goal] = {}
+        self._tasks: set[asyncio.Task[BuildResult]] = set()
         self._building: set[asyncio.Task[BuildResult]] = set()
         self._ended = False
 
-    async def results(self, drv_paths: Sequence[StorePath]) -> list[BuildResult]:
-        tasks = [self._task(path) for path in drv_paths]
+    async def results(self, targets: Sequence[Target]) -> list[BuildResult]:
+        tasks = [self._goal(target.drv_path, target.outputs) for target in targets]
         await asyncio.wait(tasks)
-        return [self._result(path, task) for path, task in zip(drv_paths, tasks, strict=True)]
+        return [
+            self._result(target.drv_path, task) for target, task in zip(targets, tasks, strict=True)
+        ]
 
     async def stop(self) -> None:
         """Cancel what still runs and wait for it, so that nothing outlives the run."""
-        running = [task for task in self._tasks.values() if not task.done()]
+        running = [task for task in self._tasks if not task.done()]
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running)
 
-    def _task(self, drv_path: StorePath) -> asyncio.Task[BuildResult]:
-        task = self._tasks.get(drv_path)
-        if task is None:
-            task = asyncio.create_task(self._goal(drv_path), name=drv_path.name)
-            self._tasks[drv_path] = task
+    def _goal(
+        self, drv_path: StorePath, outputs: frozenset[str] | None, node: Node | None = None
+    ) -> asyncio.Task[BuildResult]:
+        """The task that realises some outputs of a derivation (``None``: all of them).
+
+        There is one for each derivation; a later wish for more waits for the earlier one first.
+        ``node`` is given for a derivation that isn't in the store.
+        """
+        node = node or self._plan.nodes.get(drv_path)
+        goal = self._goals.get(drv_path)
+        if goal is not None and goal.serves(outputs):
+            return goal.task
+        if node is not None and not node.serves(outputs):
+            node = None
+        wish = _Wish(drv_path, outputs, goal, node)
+        task = asyncio.create_task(self._run(wish), name=drv_path.name)
+        self._tasks.add(task)
+        if node is not None:
+            outputs = None if node.serves(None) else node.wanted
+        self._goals[drv_path] = _Goal(outputs, task)
         return task
 
-    async def _goal(self, drv_path: StorePath) -> BuildResult:
-        node = self._plan.nodes[drv_path]
-        result = _result_of_plan(node) or await self._dependencies(node)
-        if result is None and self._ended:
-            result = _cancelled(drv_path)
-        if result is None:
-            result = await self._build(node)
+    async def _run(self, wish: _Wish) -> BuildResult:
+        """From a wish to a result; what the store has against it is a result, too."""
+        try:
+            if wish.earlier is not None:
+                await asyncio.wait([wish.earlier.task])
+            node = wish.node or await self._examined(wish)
+            result = await self._realise(node)
+        except BuildFailureError as failure:
+            result = failed(wish.drv_path, failure)
+        except ExecutorError as error:
+            result = failed(wish.drv_path, unable(str(error), FailureCause.STORE))
         self._context.emit(BuildFinished(result=result))
         if not (result.success or self._keep_going):
             self._end()
         return result
 
+    async def _examined(self, wish: _Wish) -> Node:
+        """A node that the plan doesn't have: it came up on the way, or more of it is wanted."""
+        store = self._context.store
+        target = Target(drv_path=wish.drv_path, outputs=wish.outputs)
+        return await store.call(examine_target, store.store, target)
+
+    async def _realise(self, node: Node) -> BuildResult:
+        """One derivation from top to bottom: already there, inputs, resolved, built."""
+        if node.failure is not None:
+            return failed(node.drv_path, node.failure)
+        if node.is_done:
+            return await self._already_valid(node)
+        inputs = await self._inputs(node)
+        if isinstance(inputs, BuildResult):
+            return inputs
+        if self._ended:
+            return _cancelled(node.drv_path)
+        store = self._context.store
+        resolved = await store.call(resolved_node, store.store, node, inputs)
+        if resolved is not None:
+            return await self._resolved(node, resolved)
+        return await self._build(node)
+
+    async def _already_valid(self, node: Node) -> BuildResult:
+        outputs = {name: node.outputs[name] for name in node.valid}
+        await self._record(node, outputs)
+        return BuildResult(
+            drv_path=node.drv_path, status=BuildStatus.ALREADY_VALID, outputs=outputs
+        )
+
+    async def _inputs(self, node: Node) -> Mapping[StorePath, BuildOutputs] | BuildResult:
+        """Realise what ``node`` needs: the outputs of each, or a result where that failed."""
+        assert node.derivation is not None
+        tasks = {path: self._goal(path, node.derivation.input_drvs[path]) for path in node.needs}
+        if not tasks:
+            return {}
+        await asyncio.wait(tasks.values())
+        results = {path: self._result(path, task) for path, task in tasks.items()}
+        failures = [result for result in results.values() if not result.success]
+        if not failures:
+            return {path: result.outputs for path, result in results.items()}
+        if all(result.status is BuildStatus.CANCELLED for result in failures):
+            return _cancelled(node.drv_path)
+        return self._dependency_failed(node, failures)
+
+    async def _resolved(self, node: Node, resolved: Node) -> BuildResult:
+        """Realise the resolved derivation in place of ``node``, and note what came of it."""
+        render = self._context.store.store.store_dir.render
+        text = f"resolved derivation: '{render(node.drv_path)}' -> '{render(resolved.drv_path)}'"
+        self._context.emit(Notice(level=3, text=text))
+        task = self._goal(resolved.drv_path, resolved.wanted, resolved)
+        await asyncio.wait([task])
+        result = self._result(resolved.drv_path, task)
+        if not result.success:
+            if result.status is BuildStatus.CANCELLED:
+                return _cancelled(node.drv_path)
+            message = f"build of resolved derivation '{render(resolved.drv_path)}' failed"
+            return failed(
+                node.drv_path,
+                BuildFailureError(BuildStatus.DEPENDENCY_FAILED, message, FailureCause.DEPENDENCY),
+            )
+        await self._record(node, result.outputs)
+        status = result.status
+        if status is BuildStatus.ALREADY_VALID:
+            status = BuildStatus.RESOLVES_TO_ALREADY_VALID
+        return BuildResult(drv_path=node.drv_path, status=status, outputs=result.outputs)
+
+    async def _record(self, node: Node, outputs: BuildOutputs) -> None:
+        """Remember what outputs came to be, where realisations are recorded."""
+        store = self._context.store
+        if store.store.realisations.enabled:
+            await store.call(record_realisations, store.store, node, outputs, self._context.keys)
+
     async def _build(self, node: Node) -> BuildResult:
-        task = self._tasks[node.drv_path]
+        task = asyncio.current_task()
+        assert task is not None
         self._building.add(task)
         try:
             return await build_node(self._context, node)
@@ -91,29 +217,16 @@ class _Run:
         for task in self._building:
             task.cancel()
 
-    async def _dependencies(self, node: Node) -> BuildResult | None:
-        """Build what ``node`` needs; a result only where that failed."""
-        tasks = {path: self._task(path) for path in node.needs}
-        if not tasks:
-            return None
-        await asyncio.wait(tasks.values())
-        results = [self._result(path, task) for path, task in tasks.items()]
-        failed = [result for result in results if not result.success]
-        if not failed:
-            return None
-        if all(result.status is BuildStatus.CANCELLED for result in failed):
-            return _cancelled(node.drv_path)
-        return self._dependency_failed(node, failed)
-
-    def _dependency_failed(self, node: Node, failed: Sequence[BuildResult]) -> BuildResult:
+    def _dependency_failed(self, node: Node, failures: Sequence[BuildResult]) -> BuildResult:
         store_dir = self._context.store.store.store_dir
-        names = ", ".join(f"'{store_dir.render(result.drv_path)}'" for result in failed)
-        noun = "dependency" if len(failed) == 1 else "dependencies"
+        name = store_dir.render(node.drv_path)
+        names = ", ".join(f"'{store_dir.render(result.drv_path)}'" for result in failures)
+        noun = "dependency" if len(failures) == 1 else "dependencies"
         return BuildResult(
             drv_path=node.drv_path,
             status=BuildStatus.DEPENDENCY_FAILED,
             cause=FailureCause.DEPENDENCY,
-            message=f"{len(failed)} {noun} of '{store_dir.render(node.drv_path)}' failed: {names}",
+            message=f"{len(failures)} {noun} of '{name}' failed: {names}",
         )
 
     def _result(self, drv_path: StorePath, task: asyncio.Task[BuildResult]) -> BuildResult:
@@ -129,19 +242,8 @@ def _cancelled(drv_path: StorePath) -> BuildResult:
     )
 
 
-def _result_of_plan(node: Node) -> BuildResult | None:
-    """The result that needs no build: already valid, or hopeless."""
-    if node.failure is not None:
-        return BuildResult(
-            drv_path=node.drv_path,
-            status=node.failure.status,
-            cause=node.failure.cause,
-            message=node.failure.message,
-        )
-    if node.is_done:
-        return BuildResult(
-            drv_path=node.drv_path,
-            status=BuildStatus.ALREADY_VALID,
-            outputs={name: node.outputs[name] for name in node.valid},
-        )
-    return None
+def failed(drv_path: StorePath, failure: BuildFailureError) -> BuildResult:
+    """The result of a derivation that couldn't be tried."""
+    return BuildResult(
+        drv_path=drv_path, status=failure.status, cause=failure.cause, message=failure.message
+    )

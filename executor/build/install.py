@@ -18,13 +18,14 @@ from executor.build.output_checks import (
     check_fixed_output,
     check_outputs,
 )
-from executor.build.outputs import StagedOutput
 from executor.build.prepare import Preparation
 from executor.build.result import BuildStatus, FailureCause
+from executor.build.staged import StagedOutput
 from executor.derivation import FixedOutput
+from executor.formats.realisation import DrvOutput, Realisation
 from executor.store.local import LocalStore
 from executor.store.path_info import PathInfo
-from executor.store.signing import SecretKey, sign
+from executor.store.signing import SecretKey, sign, sign_realisation
 
 
 def install(
@@ -54,6 +55,16 @@ def install(
     except OutputCheckError as error:
         raise rejected_output(str(error)) from error
     _move_and_register(store, staged, keys)
+    if preparation.hashes:
+        store.realisations.register(
+            sign_realisation(
+                Realisation(
+                    DrvOutput.of(preparation.hashes[item.output], item.output), item.info.path
+                ),
+                keys,
+            )
+            for item in staged
+        )
 
 
 def check_fixed(
@@ -85,8 +96,14 @@ def _move_and_register(
 ) -> None:
     infos: list[PathInfo] = []
     for item in staged:
+        store.add_temp_root(item.info.path)
         if store.is_valid(item.info.path):
-            continue  # made by somebody else meanwhile: the same contents, as the path says
+            # Made by somebody else: the same contents, as the path says. Now it was built here.
+            known = store.query_path_info(item.info.path)
+            if not known.ultimate:
+                signatures = (*known.signatures, *sign(known, store.store_dir, keys))
+                infos.append(replace(known, ultimate=True, signatures=signatures))
+            continue
         store.move_into_store(item.directory_fd, item.name, item.info.path)
         signatures = sign(item.info, store.store_dir, keys) if keys else ()
         infos.append(replace(item.info, signatures=signatures))

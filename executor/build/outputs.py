@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
 from executor.build.failure import rejected_output, unable
+from executor.build.floating import Settler, read_file
 from executor.build.result import FailureCause
+from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
 from executor.build.workspace import Workspace
-from executor.derivation import Derivation, FixedOutput
+from executor.derivation import Derivation, FixedOutput, FloatingOutput, ImpureOutput
 from executor.formats.content_address import ContentAddress, IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm
 from executor.formats.store_path import (
@@ -36,27 +38,14 @@ from executor.store.path_info import PathInfo
 from executor.store.tree import copy_tree, dump_tree, sync_tree
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-_CHUNK = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StagedOutput:
-    """An output that is complete and canonical, in a directory that only root can enter.
-
-    It lies at ``name`` below ``directory_fd`` and waits to be renamed to ``info.path``.
-    """
-
-    output: str
-    directory_fd: int
-    name: bytes
-    info: PathInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputRules:
     """What the outputs of one build are checked against.
 
-    ``outputs`` maps every output to its path; ``wanted`` are those to register. ``referenceable``
+    ``outputs`` maps every output to the path that the builder was given; ``wanted`` are those to
+    register. ``referenceable``
     are the paths that may occur in them; ``discard`` the outputs whose references don't count.
     ``isolate`` demands fresh inodes, ``sync`` that everything is on disk before registration.
     """
@@ -89,7 +78,23 @@ def collect_outputs(workspace: Workspace, rules: OutputRules) -> list[StagedOutp
     for output in sorted(rules.wanted):
         _check_top(workspace.scratch_fd, rules, output)
     staged = [_stage(workspace, rules, policy, output) for output in sorted(rules.wanted)]
-    return _in_registration_order(staged, rules)
+    return _settled(workspace, rules, _in_registration_order(staged, rules))
+
+
+def _settled(
+    workspace: Workspace, rules: OutputRules, staged: list[StagedOutput]
+) -> list[StagedOutput]:
+    """Outputs whose contents decide about their paths get these now."""
+    settler = Settler(rules.store_dir, rules.derivation.name, workspace.final_fd)
+    settled = []
+    for item in staged:
+        specification = rules.derivation.outputs[item.output]
+        if isinstance(specification, FloatingOutput | ImpureOutput):
+            item = settler.settle(item, specification)
+        if rules.sync:
+            sync_tree(item.directory_fd, item.name)
+        settled.append(item)
+    return settled
 
 
 def _check_top(scratch_fd: int, rules: OutputRules, output: str) -> None:
@@ -110,7 +115,8 @@ def _check_top(scratch_fd: int, rules: OutputRules, output: str) -> None:
             "rejecting this build output"
         )
     specification = rules.derivation.outputs[output]
-    if isinstance(specification, FixedOutput) and specification.method is not IngestionMethod.NAR:
+    method = getattr(specification, "method", IngestionMethod.NAR)
+    if method is not IngestionMethod.NAR:
         _check_flat(status, rules, output)
 
 
@@ -127,7 +133,8 @@ def _stage(
 ) -> StagedOutput:
     name = os.fsencode(rules.outputs[output].base_name)
     by_digest = {path.digest: path for path in rules.referenceable}
-    candidates = () if output in rules.discard else tuple(by_digest)
+    scratch = {path.digest for path in rules.outputs.values()}
+    candidates = tuple(scratch if output in rules.discard else by_digest)
     directory_fd = workspace.scratch_fd
     try:
         description = canonicalise_and_describe(
@@ -142,9 +149,8 @@ def _stage(
     except UnacceptableTreeError as error:
         text = f"{rules.describe(output)} can't enter the store: {error}"
         raise unable(text, FailureCause.OUTPUT) from error
-    if rules.sync:
-        sync_tree(directory_fd, name)
-    references = frozenset(by_digest[digest] for digest in description.references)
+    discarded = output in rules.discard
+    references = frozenset(by_digest[digest] for digest in description.references if not discarded)
     info = PathInfo(
         path=rules.outputs[output],
         nar_hash=description.nar_hash,
@@ -156,7 +162,13 @@ def _stage(
     specification = rules.derivation.outputs[output]
     if isinstance(specification, FixedOutput):
         info = _content_addressed(directory_fd, name, specification, info, description, rules)
-    return StagedOutput(output=output, directory_fd=directory_fd, name=name, info=info)
+    return StagedOutput(
+        output=output,
+        directory_fd=directory_fd,
+        name=name,
+        info=info,
+        occurring=description.references & scratch,
+    )
 
 
 def _content_addressed(
@@ -197,10 +209,7 @@ def _content_hash(
     if recursive:
         dump_tree(directory_fd, name, hasher.update)
     else:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
-        with open(descriptor, "rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK):
-                hasher.update(chunk)
+        read_file(directory_fd, name, hasher.update)
     return Hash(algorithm, hasher.digest())
 
 

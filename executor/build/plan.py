@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from executor.build.failure import BuildFailureError, unusable
 from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
 from executor.errors import ExecutorError
+from executor.formats.content_address import IngestionMethod
+from executor.formats.realisation import DrvOutput
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.local import LocalStore
 
@@ -32,10 +34,11 @@ class Target:
 class Node:
     """One derivation of the plan.
 
-    ``outputs`` maps each output to its path, ``wanted`` names those that somebody needs, ``valid``
-    those that are there. ``needs`` are the derivations to build first. ``check`` says to build
-    them once more although they are valid. ``failure`` is set where the plan itself shows that it
-    can't be built.
+    ``outputs`` maps each output to its path, as far as that is known: of a content-addressed one,
+    after a build only. ``wanted`` names those that somebody needs, ``valid`` those that are there.
+    ``needs`` are the derivations to build first. ``check`` says to build them once more although
+    they are valid. ``failure`` is set where the plan itself shows that it can't be built.
+    ``store_derivation``: the derivation is in memory only, and is to be written before it is built.
     """
 
     drv_path: StorePath
@@ -46,10 +49,17 @@ class Node:
     needs: tuple[StorePath, ...] = ()
     check: bool = False
     failure: BuildFailureError | None = None
+    store_derivation: bool = False
 
     @property
     def is_done(self) -> bool:
         return self.failure is None and self.wanted <= self.valid and not self.check
+
+    def serves(self, outputs: frozenset[str] | None) -> bool:
+        """Whether a wish for these outputs (``None``: all) is part of what is wanted here."""
+        if outputs is not None:
+            return outputs <= self.wanted
+        return self.derivation is None or self.derivation.outputs.keys() <= self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +87,34 @@ def make_plan(store: LocalStore, targets: Iterable[Target]) -> Plan:
     while pending:
         drv_path, outputs = pending.pop()
         known = nodes.get(drv_path)
-        names = _names(store, drv_path, known, outputs)
+        names = _names(known, outputs)
         if known is not None and names <= known.wanted:
             continue
         wanted.setdefault(drv_path, set()).update(names)
         node = _examine(store, drv_path, frozenset(wanted[drv_path]), outputs is None)
         if drv_path in checked:
-            node = _to_check(store, node)
+            node = check_possible(store, node)
         nodes[drv_path] = node
         if node.derivation is not None and not node.is_done and node.failure is None:
             pending.extend(node.derivation.input_drvs.items())
     return Plan(nodes)
 
 
-def _names(
-    store: LocalStore, drv_path: StorePath, known: Node | None, outputs: frozenset[str] | None
-) -> set[str]:
+def examine_target(store: LocalStore, target: Target) -> Node:
+    """What the store has of one derivation, whatever its inputs; failures are in the node."""
+    wanted = target.outputs or frozenset()
+    return _examine(store, target.drv_path, wanted, target.outputs is None)
+
+
+def _names(known: Node | None, outputs: frozenset[str] | None) -> set[str]:
     if outputs is not None:
         return set(outputs)
-    return set(known.outputs) if known is not None else set()
+    if known is None or known.derivation is None:
+        return set()
+    return set(known.derivation.outputs)
 
 
-def _to_check(store: LocalStore, node: Node) -> Node:
+def check_possible(store: LocalStore, node: Node) -> Node:
     """The same node, to be built again and compared."""
     if node.failure is None and not node.wanted <= node.valid:
         name = store.store_dir.render(node.drv_path)
@@ -116,26 +132,9 @@ def _examine(
     store.add_temp_root(drv_path)
     try:
         derivation = _read(store, drv_path, name)
-        paths = _supported_outputs(store, derivation, name)
-        missing = wanted - paths.keys()
-        if missing:
-            raise unusable(
-                f"derivation '{name}' does not have wanted outputs "
-                + ", ".join(f"'{output}'" for output in sorted(missing))
-            )
-        store.add_temp_roots(paths.values())
-        valid = store.query_valid(paths.values())
-        node = Node(
-            drv_path=drv_path,
-            derivation=derivation,
-            outputs=paths,
-            wanted=frozenset(paths) if all_outputs else wanted,
-            valid=frozenset(output for output, path in paths.items() if path in valid),
-            needs=tuple(sorted(derivation.input_drvs)),
-        )
-        if not node.is_done:
-            _check_sources(store, derivation, name)
-        return node
+        if all_outputs:
+            wanted = frozenset(derivation.outputs)
+        return examine(store, drv_path, derivation, wanted)
     except BuildFailureError as failure:
         return Node(
             drv_path=drv_path,
@@ -147,6 +146,35 @@ def _examine(
         )
 
 
+def examine(
+    store: LocalStore, drv_path: StorePath, derivation: Derivation, wanted: frozenset[str]
+) -> Node:
+    """What the store has of a derivation. Raises ``BuildFailureError``."""
+    name = store.store_dir.render(drv_path)
+    _require_features(store, derivation)
+    _refuse_impure_inputs(store, derivation, name)
+    missing = wanted - derivation.outputs.keys()
+    if missing:
+        raise unusable(
+            f"derivation '{name}' does not have wanted outputs "
+            + ", ".join(f"'{output}'" for output in sorted(missing))
+        )
+    paths = known_outputs(store, derivation)
+    store.add_temp_roots(paths.values())
+    valid = store.query_valid(paths.values())
+    node = Node(
+        drv_path=drv_path,
+        derivation=derivation,
+        outputs=paths,
+        wanted=wanted,
+        valid=frozenset(output for output, path in paths.items() if path in valid),
+        needs=tuple(sorted(derivation.input_drvs)),
+    )
+    if not node.is_done:
+        _check_sources(store, derivation, name)
+    return node
+
+
 def _read(store: LocalStore, drv_path: StorePath, name: str) -> Derivation:
     if not store.is_valid(drv_path):
         raise unusable(f"don't know how to build '{name}': it is not in the store")
@@ -156,23 +184,55 @@ def _read(store: LocalStore, drv_path: StorePath, name: str) -> Derivation:
         raise unusable(f"'{name}' is not a usable derivation: {error}") from error
 
 
-_UNSUPPORTED = {
+_FEATURES = {
     DerivationKind.FLOATING: "ca-derivations",
     DerivationKind.DEFERRED: "ca-derivations",
     DerivationKind.IMPURE: "impure-derivations",
 }
 
 
-def _supported_outputs(
-    store: LocalStore, derivation: Derivation, name: str
-) -> dict[str, StorePath]:
-    feature = _UNSUPPORTED.get(derivation.kind)
-    if feature is not None:
-        raise unusable(
-            f"'{name}' needs the experimental feature '{feature}', which this version "
-            "doesn't support"
-        )
-    return static_outputs(derivation, store.store_dir)
+def _require_features(store: LocalStore, derivation: Derivation) -> None:
+    """Refuse what only an experimental feature allows, in Nix's words."""
+    needed = {_FEATURES.get(derivation.kind)}
+    for output in derivation.outputs.values():
+        method = getattr(output, "method", None)
+        if method is IngestionMethod.GIT:
+            raise unusable(f"'{derivation.name}' has Git hashes, which aren't supported")
+        if method is IngestionMethod.TEXT:
+            needed.add("dynamic-derivations")
+    for feature in sorted(filter(None, needed)):
+        if feature not in store.settings.experimental_features:
+            raise unusable(
+                f"experimental Nix feature '{feature}' is disabled; add "
+                f"'--extra-experimental-features {feature}' to enable it"
+            )
+
+
+def _refuse_impure_inputs(store: LocalStore, derivation: Derivation, name: str) -> None:
+    if "impure-derivations" not in store.settings.experimental_features:
+        return
+    if derivation.kind in (DerivationKind.IMPURE, DerivationKind.FIXED):
+        return
+    for drv_path in sorted(derivation.input_drvs):
+        if store.read_derivation(drv_path).kind is DerivationKind.IMPURE:
+            raise unusable(
+                f"pure derivation '{name}' depends on impure derivation "
+                f"'{store.store_dir.render(drv_path)}'"
+            )
+
+
+def known_outputs(store: LocalStore, derivation: Derivation) -> dict[str, StorePath]:
+    """Output paths that are known by now: from the derivation, or from what was built before.
+
+    An impure output is never known: it is built anew each time.
+    """
+    paths = static_outputs(derivation, store.store_dir)
+    if store.realisations.enabled and derivation.kind is not DerivationKind.IMPURE:
+        for output, digest in store.modulo_hasher.output_hashes(derivation).items():
+            realisation = store.realisations.query(DrvOutput.of(digest, output))
+            if realisation is not None:
+                paths[output] = realisation.path
+    return paths
 
 
 def static_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, StorePath]:

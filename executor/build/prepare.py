@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from executor.build.environment import BuildEnvironment, EnvironmentSettings, build_environment
 from executor.build.failure import rejected_input, unusable
+from executor.build.floating import fallback_path
 from executor.build.messages import (
     impure_host_dep_refusal,
     local_build_refusal,
     no_chroot_refusal,
 )
 from executor.build.options import DerivationOptions, InvalidAttributeError, NotAnInputError
-from executor.build.plan import Node, static_outputs
+from executor.build.plan import Node, known_outputs, static_outputs
 from executor.config import Settings
-from executor.derivation import Derivation
+from executor.derivation import Derivation, DerivationKind
 from executor.errors import FormatError
-from executor.formats.store_path import StorePath
+from executor.formats import base32
+from executor.formats.hashes import Hash
+from executor.formats.store_path import StorePath, output_path_name
 from executor.store.local import LocalStore
 from executor.store.tree import delete_tree
 
@@ -32,9 +35,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Preparation:
     """Everything about one build that depends on the store.
 
-    ``wanted`` are the outputs to register (those that aren't valid); none means that there is
-    nothing to do. ``inputs`` is the closure of what the derivation refers to, ``sandbox_closure``
-    what sandbox paths in the store add to it. ``check``: compare them with what is valid.
+    ``outputs`` maps each output to the path that the builder is given: the true one where it is
+    known, else one that nothing else has. ``wanted`` are the outputs to register (those that
+    aren't valid). ``inputs`` is the closure of what the derivation refers to, ``sandbox_closure``
+    what sandbox paths in the store add to it. ``hashes`` name the outputs in realisations, where
+    these are recorded. ``check``: compare the outputs with what is valid.
     """
 
     drv_path: StorePath
@@ -45,31 +50,48 @@ class Preparation:
     inputs: frozenset[StorePath]
     sandbox_closure: frozenset[StorePath]
     environment: BuildEnvironment
+    hashes: Mapping[str, Hash] = field(default_factory=dict)
     check: bool = False
 
 
-def missing_outputs(store: LocalStore, node: Node) -> frozenset[str]:
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Nothing is left to do: the outputs that are known, by name."""
+
+    outputs: Mapping[str, StorePath]
+
+
+def missing_outputs(
+    store: LocalStore, node: Node, known: Mapping[str, StorePath]
+) -> frozenset[str]:
     """Outputs of ``node`` to build: none if all that is wanted is there by now.
 
     To check are those that are valid, which the plan has made sure of.
     """
-    valid = store.query_valid(node.outputs.values())
+    assert node.derivation is not None
+    valid = store.query_valid(known.values())
+    missing = frozenset(name for name in node.derivation.outputs if known.get(name) not in valid)
     if node.check:
-        return frozenset(name for name in node.wanted if node.outputs[name] in valid)
-    missing = frozenset(name for name, path in node.outputs.items() if path not in valid)
+        return node.wanted - missing
     return missing if missing & node.wanted else frozenset()
 
 
 def prepare(
     store: LocalStore, node: Node, settings: Settings, environ: Mapping[bytes, bytes]
-) -> Preparation | None:
-    """Look everything up; ``None`` if the wanted outputs are valid by now.
+) -> Preparation | Present:
+    """Look everything up; ``Present`` if the wanted outputs are valid by now.
 
     Invalid leftovers at the output paths are deleted. Raises ``BuildFailureError``.
     """
     derivation = node.derivation
-    if derivation is None or not (wanted := missing_outputs(store, node)):
-        return None
+    assert derivation is not None
+    known = known_outputs(store, derivation)
+    wanted = missing_outputs(store, node, known)
+    if not wanted:
+        return Present(known)
+    if node.store_derivation:
+        store.write_derivation(derivation)
+    outputs = _scratch_paths(store, node.drv_path, derivation, known)
     name = store.store_dir.render(node.drv_path)
     try:
         options = DerivationOptions.from_derivation(derivation, store.store_dir)
@@ -79,7 +101,7 @@ def prepare(
             derivation,
             options,
             _environment_settings(store, settings, environ),
-            outputs=node.outputs,
+            outputs=outputs,
             inputs=inputs,
             lookup=store,
         )
@@ -88,18 +110,41 @@ def prepare(
     except (InvalidAttributeError, FormatError) as error:
         raise unusable(f"can't build '{name}': {error}") from error
     for output in () if node.check else wanted:
-        _delete_leftover(store, node.outputs[output])
+        _delete_leftover(store, outputs[output])
+    recorded = store.realisations.enabled and derivation.kind is not DerivationKind.IMPURE
     return Preparation(
         drv_path=node.drv_path,
         derivation=derivation,
         options=options,
-        outputs=node.outputs,
+        outputs=outputs,
         wanted=wanted,
         inputs=frozenset(inputs),
         sandbox_closure=frozenset(_sandbox_closure(store, settings)),
         environment=environment,
+        hashes=store.modulo_hasher.output_hashes(derivation) if recorded else {},
         check=node.check,
     )
+
+
+def _scratch_paths(
+    store: LocalStore,
+    drv_path: StorePath,
+    derivation: Derivation,
+    known: Mapping[str, StorePath],
+) -> dict[str, StorePath]:
+    """Where the builder puts its outputs: in the sandbox a known path is always free."""
+    if derivation.kind is DerivationKind.IMPURE:
+        return {
+            output: StorePath(
+                base32.encode(os.urandom(20)), output_path_name(derivation.name, output)
+            )
+            for output in derivation.outputs
+        }
+    return {
+        output: known.get(output)
+        or fallback_path(store.store_dir, drv_path, derivation.name, output)
+        for output in derivation.outputs
+    }
 
 
 def refuse_unbuildable(
@@ -112,7 +157,7 @@ def refuse_unbuildable(
         required_features=options.required_system_features,
         system=settings.system,
         extra_platforms=settings.extra_platforms,
-        system_features=settings.system_features,
+        system_features=settings.available_features,
         is_builtin=derivation.is_builtin,
         max_jobs=settings.max_jobs,
     )

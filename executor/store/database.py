@@ -70,9 +70,21 @@ _UPDATE = (
 _INSERT_REFERENCE = "insert or replace into Refs (referrer, reference) values (?, ?)"
 _INSERT_OUTPUT = "insert or replace into DerivationOutputs (drv, id, path) values (?, ?, ?)"
 _DELETE = "delete from ValidPaths where path = ?"
+_QUERY_REALISATION = (
+    "select v.path, r.signatures from Realisations r join ValidPaths v on v.id = r.outputPath"
+    " where r.drvPath = ? and r.outputName = ?"
+)
+_INSERT_REALISATION = (
+    "insert into Realisations (drvPath, outputName, outputPath, signatures)"
+    " values (?, ?, (select id from ValidPaths where path = ?), ?)"
+)
+_SIGN_REALISATION = "update Realisations set signatures = ? where drvPath = ? and outputName = ?"
+# Under this name Nix remembers that the tables of realisations are there.
+_REALISATIONS = "20220326-ca-derivations"
 
 
 _SCHEMA_FILE = os.path.join(os.path.dirname(__file__), "schema.sql")
+_REALISATIONS_FILE = os.path.join(os.path.dirname(__file__), "realisations.sql")
 
 
 def _quote(path: str) -> str:
@@ -156,6 +168,16 @@ class Database:
         self._run(
             "create table if not exists SchemaMigrations (migration text primary key not null)"
         )
+
+    def create_realisations_tables(self) -> None:
+        """Add the tables of content-addressed derivations, as Nix does with that feature."""
+        with open(_REALISATIONS_FILE, encoding="utf-8") as file:
+            script = file.read()
+        note = f"insert or ignore into SchemaMigrations values ('{_REALISATIONS}');\n"
+        with self._translated("cannot make the tables of"):
+            self._retry(
+                lambda: self._connection.executescript(f"begin immediate;\n{script}{note}commit;")
+            )
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -254,7 +276,20 @@ class Database:
             row[0] for row in self._all(_REVERSE if reverse else _FORWARD, json.dumps(list(paths)))
         ]
 
+    def realisation(self, drv_hash: str, output: str) -> tuple[str, str | None] | None:
+        """Path and signatures of one realisation."""
+        rows = self._all(_QUERY_REALISATION, drv_hash, output)
+        return rows[0] if rows else None
+
     # Changes, to be made inside of transaction().
+
+    def insert_realisation(self, drv_hash: str, output: str, path: str, signatures: str) -> None:
+        """Add a realisation; the path is valid."""
+        self._run(_INSERT_REALISATION, drv_hash, output, path, signatures)
+
+    def sign_realisation(self, drv_hash: str, output: str, signatures: str) -> None:
+        """Change the signatures of a realisation."""
+        self._run(_SIGN_REALISATION, signatures, drv_hash, output)
 
     def insert_path(self, values: InsertValues) -> int:
         """Add a row (path, hash, time, deriver, size, ultimate, signatures, ca); its number."""

@@ -21,6 +21,7 @@ from executor.store.layout import OpenStore, open_existing, open_or_make
 from executor.store.location import StoreLocation
 from executor.store.path_info import PathInfo
 from executor.store.queries import Queries
+from executor.store.realisations import Realisations
 from executor.store.register import Registrar
 from executor.store.roots import TempRoots, make_root_link
 from executor.store.settings import StoreSettings
@@ -40,7 +41,7 @@ def _ignore(_text: str) -> None:
 
 
 class LocalStore:
-    """An open store; a context manager.
+    """An open store; a context manager. `realisations` are those in its database.
 
     Methods raise InvalidPathError for a path that has to be valid and isn't, and StoreError for
     everything that the store, its database or its files can't do.
@@ -68,6 +69,16 @@ class LocalStore:
             sync_first=settings.sync_before_registering,
         )
         self._temp_roots = TempRoots(location)
+        enabled = settings.ca_derivations and self._has_realisations()
+        self.realisations = Realisations(self._database, self._queries, enabled=enabled)
+
+    def _has_realisations(self) -> bool:
+        """Whether the tables are there, by now: where we may, they are made."""
+        if self._database.has_table("Realisations"):
+            return True
+        if not self.read_only:
+            self._database.create_realisations_tables()
+        return not self.read_only
 
     @classmethod
     def open(

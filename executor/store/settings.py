@@ -1,13 +1,18 @@
 """The settings that the store obeys, as values."""
 
 from dataclasses import dataclass
+from typing import Self
 
+from executor.settings import Settings
 from executor.store.canonicalise import DEFAULT_IGNORED_ACLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """Named as Nix's settings, with underscores; `gc_reserved_space` is in bytes."""
+    """Named as Nix's settings, with underscores; `gc_reserved_space` is in bytes.
+
+    With `ca-derivations` among the experimental features, realisations are recorded and looked up.
+    """
 
     fsync_metadata: bool = True
     fsync_store_paths: bool = False
@@ -16,3 +21,23 @@ class StoreSettings:
     build_users_group: str = "nixbld"
     gc_reserved_space: int = 8 * 1024 * 1024
     ignored_acls: frozenset[str] = DEFAULT_IGNORED_ACLS
+    experimental_features: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What the settings of the program say of the store."""
+        return cls(
+            fsync_metadata=settings.fsync_metadata,
+            fsync_store_paths=settings.fsync_store_paths,
+            sync_before_registering=settings.sync_before_registering,
+            use_sqlite_wal=settings.use_sqlite_wal,
+            build_users_group=settings.build_users_group,
+            gc_reserved_space=settings.gc_reserved_space,
+            ignored_acls=settings.ignored_acls,
+            experimental_features=settings.experimental_features,
+        )
+
+    @property
+    def ca_derivations(self) -> bool:
+        """Whether realisations are recorded and looked up."""
+        return "ca-derivations" in self.experimental_features

@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from executor.errors import ConfigError
+from executor.formats.realisation import Realisation
 from executor.formats.store_path import StoreDir
 from executor.store.path_info import PathInfo
 
@@ -66,10 +67,22 @@ def fingerprint(info: PathInfo, store_dir: StoreDir) -> str:
 
 def sign(info: PathInfo, store_dir: StoreDir, keys: Iterable[SecretKey]) -> tuple[str, ...]:
     """Signatures of ``info``, one for each key."""
+    return _signatures(fingerprint(info, store_dir).encode("ascii"), keys)
+
+
+def sign_realisation(realisation: Realisation, keys: Iterable[SecretKey]) -> Realisation:
+    """The realisation with signatures of ours, one for each key."""
+    signatures = _signatures(realisation.fingerprint, keys)
+    return replace(realisation, signatures=realisation.signatures | frozenset(signatures))
+
+
+def _signatures(text: bytes, keys: Iterable[SecretKey]) -> tuple[str, ...]:
+    keys = tuple(keys)
+    if not keys:
+        return ()
     # Imported late: it costs 30 ms, and few stores sign.
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    text = fingerprint(info, store_dir).encode("ascii")
     return tuple(
         f"{key.name}:{base64.b64encode(Ed25519PrivateKey.from_private_bytes(key.seed).sign(text)).decode()}"
         for key in keys

@@ -27,9 +27,11 @@ from executor.derivation_hash import fill_outputs
 from executor.formats.content_address import IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm, hash_bytes
 from executor.formats.store_path import StorePath
+from executor.resolution import upstream_placeholder
 from executor.store.local import LocalStore
 from executor.store.location import StoreLocation, parse_store_url
 from executor.store.path_info import PathInfo
+from executor.store.settings import StoreSettings
 
 SYSTEM = "x86_64-linux"
 BUSYBOX = "/bin/busybox"
@@ -49,11 +51,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Drv:
-    """A derivation that is in the store."""
+    """A derivation that is in the store; ``outputs`` are those whose paths are known before."""
 
     path: StorePath
     text: str
     outputs: Mapping[str, StorePath]
+    names: frozenset[str]
 
     @property
     def out(self) -> StorePath:
@@ -141,7 +144,7 @@ class Workshop:
                 if isinstance(outputs, Mapping)
                 else dict.fromkeys(outputs, DeferredOutput())
             ),
-            input_drvs={drv.path: frozenset(drv.outputs) for drv in inputs},
+            input_drvs={drv.path: drv.names for drv in inputs},
             input_srcs=frozenset(sources),
             platform=SYSTEM,
             builder=b"/bin/sh",
@@ -154,7 +157,8 @@ class Workshop:
         with self.store() as store:
             filled = fill_outputs(derivation, store.modulo_hasher)
             path = store.write_derivation(filled)
-            return Drv(path, store.store_dir.render(path), store.query_outputs(path))
+            known, names = store.query_outputs(path), frozenset(filled.outputs)
+            return Drv(path, store.store_dir.render(path), known, names)
 
     def source(self, name: str, content: bytes, references: Iterable[StorePath] = ()) -> StorePath:
         with self.store() as store:
@@ -163,7 +167,7 @@ class Workshop:
     # The store.
 
     def store(self) -> LocalStore:
-        return LocalStore.open(self.location)
+        return LocalStore.open(self.location, settings=StoreSettings.of(self.settings))
 
     @property
     def database(self) -> Path:
@@ -234,7 +238,8 @@ class Workshop:
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory),
             "NIX_CONF_DIR": str(self.directory / "conf"),
-            "NIX_CONFIG": f"sandbox-paths = {paths}\nbuild-users-group =\nfsync-metadata = false\n",
+            "NIX_CONFIG": f"sandbox-paths = {paths}\nbuild-users-group =\n"
+            "fsync-metadata = false\nsubstituters =\n",
         }
 
     def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -306,9 +311,13 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
 
 def _paths_of(inputs: Sequence[Drv], workshop: Workshop) -> dict[str, str]:
     return {
-        f"{drv.path.name.removesuffix('.drv')}_{output}": workshop.render(path)
+        f"{drv.path.name.removesuffix('.drv')}_{output}": (
+            workshop.render(drv.outputs[output])
+            if output in drv.outputs
+            else upstream_placeholder(drv.path, output)
+        )
         for drv in inputs
-        for output, path in drv.outputs.items()
+        for output in drv.names
     }
 
 
@@ -324,6 +333,7 @@ def _settings() -> Settings:
         sandbox_paths=paths,
         build_users_group="",
         fsync_metadata=False,
+        substituters=(),
     )
 
 

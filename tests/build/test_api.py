@@ -195,7 +195,7 @@ def test_a_path_that_is_none_is_an_error(workshop: Workshop, text: str) -> None:
 
 def test_an_output_path_is_no_derivation(workshop: Workshop) -> None:
     path = workshop.source("text", b"hello")
-    result = workshop.build(Drv(path, "", {})).result
+    result = workshop.build(Drv(path, "", {}, frozenset())).result
     assert result.cause is FailureCause.INPUT
     assert "is not a derivation" in result.message
 
