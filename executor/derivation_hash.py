@@ -202,8 +202,8 @@ def fill_outputs(derivation: Derivation, hasher: ModuloHasher) -> Derivation:
     """Compute the output paths of a hand-written derivation and put them where they belong.
 
     Deferred outputs become input-addressed ones where their paths can be known by now, and the
-    variables named after the outputs get their paths; those of floating outputs get what stands
-    for these until they are built.
+    variables named after the outputs get their paths; those of floating outputs that are empty
+    get what stands for the paths until they are built.
     """
     # That the variables are there is part of the hash; what they hold is not.
     env = {**dict.fromkeys((name.encode() for name in derivation.outputs), b""), **derivation.env}
@@ -212,7 +212,7 @@ def fill_outputs(derivation: Derivation, hasher: ModuloHasher) -> Derivation:
     outputs = dict(derivation.outputs)
     for name, path in paths.items():
         if path is None:
-            if not isinstance(outputs[name], DeferredOutput):
+            if not isinstance(outputs[name], DeferredOutput) and not env[name.encode()]:
                 env[name.encode()] = placeholder(name).encode()
             continue
         if isinstance(outputs[name], DeferredOutput | InputAddressed):

@@ -277,14 +277,6 @@ def test_nix_agrees_with_what_was_written(store: LocalStore, tmp_path: Path) -> 
         pytest.param(
             {"a": entry(), "b": entry(inputs={"drvs": {"a": []}})}, "empty list", id="no output"
         ),
-        pytest.param(
-            {
-                "a": entry(outputs={"out": {"method": "nar", "hashAlgo": "sha256"}}),
-                "b": entry(inputs={"drvs": {"a": ["out"]}}),
-            },
-            "path of output 'out' of 'b' is unknown",
-            id="above a floating output",
-        ),
     ],
 )
 def test_what_means_nothing_is_refused(store: LocalStore, value: object, message: str) -> None:

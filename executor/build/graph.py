@@ -19,6 +19,7 @@ from executor.build.realised import record_realisations, resolved_node
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.errors import ExecutorError
 from executor.formats.store_path import StorePath
+from executor.resolution import needs_resolution
 
 BuildOutputs = Mapping[str, StorePath]
 
@@ -71,6 +72,7 @@ class _Run:
         self._context = context
         self._plan = plan
         self._keep_going = keep_going
+        self._content_addressed = context.store.store.settings.ca_derivations
         self._goals: dict[StorePath, _Goal] = {}
         self._tasks: set[asyncio.Task[BuildResult]] = set()
         self._building: set[asyncio.Task[BuildResult]] = set()
@@ -141,14 +143,15 @@ class _Run:
             return failed(node.drv_path, node.failure)
         if node.is_done:
             return await self._already_valid(node)
+        assert node.derivation is not None
         inputs = await self._inputs(node)
         if isinstance(inputs, BuildResult):
             return inputs
         if self._ended:
             return _cancelled(node.drv_path)
-        store = self._context.store
-        resolved = await store.call(resolved_node, store.store, node, inputs)
-        if resolved is not None:
+        if needs_resolution(node.derivation, content_addressed=self._content_addressed):
+            store = self._context.store
+            resolved = await store.call(resolved_node, store.store, node, inputs)
             return await self._resolved(node, resolved)
         return await self._build(node)
 

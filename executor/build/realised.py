@@ -15,7 +15,7 @@ from executor.derivation import derivation_path
 from executor.errors import FormatError
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StorePath
-from executor.resolution import needs_resolution, resolve
+from executor.resolution import resolve
 from executor.store.local import LocalStore
 from executor.store.signing import SecretKey, sign_realisation
 
@@ -24,18 +24,15 @@ _FEATURE = "ca-derivations"
 
 def resolved_node(
     store: LocalStore, node: Node, inputs: Mapping[StorePath, Mapping[str, StorePath]]
-) -> Node | None:
-    """The resolved form of a derivation whose inputs are realised; ``None`` if it has none.
+) -> Node:
+    """The resolved form of a derivation that needs it and whose inputs are realised.
 
     ``inputs`` are the outputs of the inputs by name. Raises ``BuildFailureError``.
     """
     derivation = node.derivation
     assert derivation is not None
-    enabled = _FEATURE in store.settings.experimental_features
-    if not needs_resolution(derivation, content_addressed=enabled):
-        return None
     name = store.store_dir.render(node.drv_path)
-    if not enabled:
+    if not store.settings.ca_derivations:
         raise unusable(
             f"experimental Nix feature '{_FEATURE}' is disabled; add "
             f"'--extra-experimental-features {_FEATURE}' to enable it"
