@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from executor.build.events import Event
 from executor.build.users import UserPool
@@ -15,6 +15,9 @@ from executor.config import Settings
 from executor.store.local import LocalStore
 from executor.store.signing import SecretKey
 from sandbox import Spawner
+
+if TYPE_CHECKING:
+    from executor.build.substitution import Substitution
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,6 +85,7 @@ class BuildContext:
     keys: tuple[SecretKey, ...]
     build_root: str
     environ: Mapping[bytes, bytes]
+    substitution: Substitution | None = None
     builtin_spawner: Spawner | None = None
     next_id: int = 0
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)

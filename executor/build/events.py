@@ -15,9 +15,34 @@ from executor.formats.store_path import StorePath
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphPlanned:
-    """How many derivations have to be built before the first of them starts."""
+    """What has to be built, and what can be fetched, before the first of it starts.
+
+    ``download_size`` and ``nar_size`` are the bytes to fetch, as transferred and unpacked.
+    """
 
     will_build: tuple[StorePath, ...]
+    will_substitute: tuple[StorePath, ...] = ()
+    download_size: int = 0
+    nar_size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubstitutionStarted:
+    """A path is about to be fetched; ``number`` is unique among builds and fetches of one run."""
+
+    number: int
+    path: StorePath
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubstitutionFinished:
+    """A fetch has ended; ``nar_size`` are the bytes of the path in the store."""
+
+    number: int
+    path: StorePath
+    success: bool
+    nar_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +108,8 @@ class Notice:
 
 Event = (
     GraphPlanned
+    | SubstitutionStarted
+    | SubstitutionFinished
     | BuildStarted
     | BuildLogLine
     | BuildPhase

@@ -10,13 +10,15 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from executor.build.asking import make_asking_plan, may_substitute, wanted_outputs
 from executor.build.context import BuildContext
 from executor.build.events import BuildFinished, GraphPlanned, Notice
 from executor.build.failure import BuildFailureError, unable
 from executor.build.goal import build_node
-from executor.build.plan import Node, Plan, Target, examine_target, make_plan
+from executor.build.plan import Node, Plan, Target, examine_target, make_plan, missing_source
 from executor.build.realised import record_realisations, resolved_node
 from executor.build.result import BuildResult, BuildStatus, FailureCause
+from executor.build.substitution import Fetched, total_sizes
 from executor.errors import ExecutorError
 from executor.formats.store_path import StorePath
 from executor.resolution import needs_resolution
@@ -31,14 +33,32 @@ async def run_graph(
 
     Results of derivations that were only needed on the way are told to listeners as events.
     """
-    plan = await context.store.call(make_plan, context.store.store, targets)
-    if plan.to_build:
-        context.emit(GraphPlanned(will_build=plan.to_build))
+    plan = await plan_targets(context, targets)
+    if plan.to_build or plan.substitutes:
+        download, unpacked = total_sizes(plan.substitutes.values())
+        context.emit(
+            GraphPlanned(
+                will_build=plan.to_build,
+                will_substitute=tuple(sorted(plan.substitutes)),
+                download_size=download,
+                nar_size=unpacked,
+            )
+        )
     run = _Run(context, plan, keep_going)
     try:
         return await run.results(targets)
     finally:
         await run.stop()
+
+
+async def plan_targets(context: BuildContext, targets: Sequence[Target]) -> Plan:
+    """What there is to do for the targets; substituters are asked where there are any."""
+    if context.substitution is None:
+        return await context.store.call(make_plan, context.store.store, targets)
+    always = context.settings.always_allow_substitutes
+    return await make_asking_plan(
+        context.store, context.substitution, targets, always_allowed=always
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +153,38 @@ class _Run:
 
     async def _examined(self, wish: _Wish) -> Node:
         """A node that the plan doesn't have: it came up on the way, or more of it is wanted."""
-        store = self._context.store
+        store, substitution = self._context.store, self._context.substitution
+        if substitution is not None:
+            await substitution.fetch(wish.drv_path)
         target = Target(drv_path=wish.drv_path, outputs=wish.outputs)
-        return await store.call(examine_target, store.store, target)
+        ask = substitution is not None
+        return await store.call(examine_target, store.store, target, ask=ask)
 
     async def _realise(self, node: Node) -> BuildResult:
-        """One derivation from top to bottom: already there, inputs, resolved, built."""
+        """One derivation from top to bottom: already there, fetched, inputs, resolved, built."""
         if node.failure is not None:
             return failed(node.drv_path, node.failure)
         if node.is_done:
             return await self._already_valid(node)
         assert node.derivation is not None
+        fetched = await self._substitute(node)
+        if isinstance(fetched, BuildResult):
+            return fetched
         inputs = await self._inputs(node)
         if isinstance(inputs, BuildResult):
             return inputs
+        if fetched is Fetched.INCOMPLETE:
+            # What was missing of the closure may be there now that the inputs are.
+            fetched = await self._substitute(node)
+            if isinstance(fetched, BuildResult):
+                return fetched
+        await self._fetch_sources(node)
         if self._ended:
             return _cancelled(node.drv_path)
         if needs_resolution(node.derivation, content_addressed=self._content_addressed):
             store = self._context.store
-            resolved = await store.call(resolved_node, store.store, node, inputs)
+            ask = self._context.substitution is not None
+            resolved = await store.call(resolved_node, store.store, node, inputs, ask=ask)
             return await self._resolved(node, resolved)
         return await self._build(node)
 
@@ -161,6 +194,41 @@ class _Run:
         return BuildResult(
             drv_path=node.drv_path, status=BuildStatus.ALREADY_VALID, outputs=outputs
         )
+
+    async def _substitute(self, node: Node) -> BuildResult | Fetched:
+        """Fetch what is missing of a node; a result where that decides about it (row M7)."""
+        context, substitution = self._context, self._context.substitution
+        always = context.settings.always_allow_substitutes
+        if substitution is None or node.check or not may_substitute(node, always_allowed=always):
+            return Fetched.ABSENT
+        wanted = await wanted_outputs(context.store, substitution, node)
+        if wanted is None:
+            return Fetched.ABSENT
+        outcomes = await asyncio.gather(
+            *(substitution.fetch(item.path, item.content_address) for item in wanted)
+        )
+        if Fetched.FAILED in outcomes and not context.settings.fallback:
+            name = context.store.store.store_dir.render(node.drv_path)
+            raise BuildFailureError(
+                BuildStatus.TRANSIENT_FAILURE,
+                f"some substitutes for the outputs of derivation '{name}' failed (usually happens "
+                "due to networking issues); try '--fallback' to build derivation from source",
+                FailureCause.STORE,
+            )
+        if set(outcomes) - {Fetched.VALID}:
+            incomplete = Fetched.INCOMPLETE in outcomes
+            return Fetched.INCOMPLETE if incomplete else Fetched.ABSENT
+        outputs = {name: node.outputs[name] for name in node.valid}
+        outputs |= {item.output: item.path for item in wanted}
+        await self._record(node, outputs)
+        return BuildResult(drv_path=node.drv_path, status=BuildStatus.SUBSTITUTED, outputs=outputs)
+
+    async def _fetch_sources(self, node: Node) -> None:
+        """Fetch sources that aren't here. Raises ``BuildFailureError`` if nobody has one."""
+        substitution = self._context.substitution
+        for source in sorted(node.missing_sources):
+            if substitution is None or await substitution.fetch(source) is not Fetched.VALID:
+                raise missing_source(self._context.store.store, source, node.drv_path)
 
     async def _inputs(self, node: Node) -> Mapping[StorePath, BuildOutputs] | BuildResult:
         """Realise what ``node`` needs: the outputs of each, or a result where that failed."""

@@ -89,7 +89,7 @@ class DerivationOptions:
         Raises ``InvalidAttributeError`` where Nix refuses: ill-typed structured attributes, JSON
         that can't be parsed, an odd or illegal ``exportReferencesGraph``.
         """
-        structured = _structured_attributes(derivation.env)
+        structured = structured_attributes(derivation.env)
         reader = AttributeReader(structured, derivation.env)
         features = reader.strings("requiredSystemFeatures") or frozenset()
         if derivation.kind not in _KNOWN_PATHS:
@@ -128,7 +128,14 @@ class DerivationOptions:
         return "uid-range" in self.required_system_features
 
 
-def _structured_attributes(env: Mapping[bytes, bytes]) -> dict[str, JsonValue] | None:
+def substitutes_allowed(derivation: Derivation) -> bool:
+    """The attribute ``allowSubstitutes`` alone (row D22): it counts before inputs are resolved."""
+    reader = AttributeReader(structured_attributes(derivation.env), derivation.env)
+    return reader.boolean("allowSubstitutes", default=True)
+
+
+def structured_attributes(env: Mapping[bytes, bytes]) -> dict[str, JsonValue] | None:
+    """The object of ``__json``; ``None`` for a legacy derivation."""
     if _STRUCTURED not in env:
         return None
     try:

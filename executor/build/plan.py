@@ -6,8 +6,9 @@ it saw. The plan may be out of date a moment later: every build checks again und
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from executor.build.failure import BuildFailureError, unusable
 from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
@@ -16,6 +17,20 @@ from executor.formats.content_address import IngestionMethod
 from executor.formats.realisation import DrvOutput
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.local import LocalStore
+from executor.store.path_info import PathInfo
+
+
+class Offer(Protocol):
+    """A path that a substituter has: ``source`` names it for people, ``file_size`` are bytes."""
+
+    @property
+    def info(self) -> PathInfo: ...
+
+    @property
+    def file_size(self) -> int | None: ...
+
+    @property
+    def source(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +54,8 @@ class Node:
     ``needs`` are the derivations to build first. ``check`` says to build them once more although
     they are valid. ``failure`` is set where the plan itself shows that it can't be built.
     ``store_derivation``: the derivation is in memory only, and is to be written before it is built.
+    ``missing_sources`` are inputs that only a substituter can have. ``substitutable``: somebody
+    offers all that is missing of the outputs.
     """
 
     drv_path: StorePath
@@ -50,6 +67,8 @@ class Node:
     check: bool = False
     failure: BuildFailureError | None = None
     store_derivation: bool = False
+    missing_sources: frozenset[StorePath] = frozenset()
+    substitutable: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -64,46 +83,102 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The nodes that matter for the targets, by derivation path."""
+    """The nodes that matter for the targets, by derivation path.
+
+    ``substitutes`` are paths that somebody offers, ``unknown`` those that can't be had.
+    """
 
     nodes: Mapping[StorePath, Node]
+    substitutes: Mapping[StorePath, Offer] = field(default_factory=dict)
+    unknown: frozenset[StorePath] = frozenset()
 
     @property
     def to_build(self) -> tuple[StorePath, ...]:
+        """What has to be built, sorted."""
         return tuple(
             sorted(
-                path for path, node in self.nodes.items() if not node.is_done and not node.failure
+                path
+                for path, node in self.nodes.items()
+                if not (node.is_done or node.failure or node.substitutable)
             )
         )
 
 
 def make_plan(store: LocalStore, targets: Iterable[Target]) -> Plan:
-    """Walk down from the targets as far as something is missing."""
-    targets = list(targets)
-    checked = {target.drv_path for target in targets if target.check}
-    wanted: dict[StorePath, set[str]] = {}
-    nodes: dict[StorePath, Node] = {}
-    pending = [(target.drv_path, target.outputs) for target in targets]
-    while pending:
-        drv_path, outputs = pending.pop()
-        known = nodes.get(drv_path)
-        names = _names(known, outputs)
-        if known is not None and names <= known.wanted:
-            continue
-        wanted.setdefault(drv_path, set()).update(names)
-        node = _examine(store, drv_path, frozenset(wanted[drv_path]), outputs is None)
-        if drv_path in checked:
-            node = check_possible(store, node)
-        nodes[drv_path] = node
-        if node.derivation is not None and not node.is_done and node.failure is None:
-            pending.extend(node.derivation.input_drvs.items())
-    return Plan(nodes)
+    """Walk down from the targets as far as something is missing, without asking substituters."""
+    walk = PlanWalk(targets, ask=False)
+    for node in walk.advance(store):
+        walk.must_build(node)
+    return Plan(walk.nodes)
 
 
-def examine_target(store: LocalStore, target: Target) -> Node:
-    """What the store has of one derivation, whatever its inputs; failures are in the node."""
+class PlanWalk:
+    """The walk in steps, so that substituters can be asked between two of them.
+
+    ``ask`` says that they are: then a derivation that isn't in the store is ``absent`` and no
+    failure, and neither are missing sources.
+    """
+
+    def __init__(self, targets: Iterable[Target], *, ask: bool) -> None:
+        targets = list(targets)
+        self.absent: set[StorePath] = set()
+        self._ask = ask
+        self.nodes: dict[StorePath, Node] = {}
+        self._checked = {target.drv_path for target in targets if target.check}
+        self._wanted: dict[StorePath, set[str]] = {}
+        self._pending = [(target.drv_path, target.outputs) for target in targets]
+
+    def must_build(self, node: Node) -> None:
+        """Go on with the inputs of a node that can't be had otherwise."""
+        if node.derivation is not None:
+            self._pending.extend(node.derivation.input_drvs.items())
+
+    def advance(self, store: LocalStore) -> Iterator[Node]:
+        """Look at all that is pending; what isn't done and isn't hopeless is told, node by node."""
+        while self._pending:
+            drv_path, outputs = self._pending.pop()
+            known = self.nodes.get(drv_path)
+            names = _names(known, outputs)
+            if known is not None and names <= known.wanted:
+                continue
+            if self._ask and not store.is_valid(drv_path):
+                self.absent.add(drv_path)
+                continue
+            wanted = self._wanted.setdefault(drv_path, set())
+            wanted.update(names)
+            target = Target(
+                drv_path=drv_path, outputs=None if outputs is None else frozenset(wanted)
+            )
+            node = examine_target(store, target, ask=self._ask)
+            if drv_path in self._checked:
+                node = check_possible(store, node)
+            self.nodes[drv_path] = node
+            if not node.is_done and node.failure is None:
+                yield node
+
+
+def examine_target(store: LocalStore, target: Target, *, ask: bool) -> Node:
+    """What the store has of one derivation, whatever its inputs; failures are in the node.
+
+    ``ask``: missing sources are no failure, because somebody may have them.
+    """
+    drv_path = target.drv_path
     wanted = target.outputs or frozenset()
-    return _examine(store, target.drv_path, wanted, target.outputs is None)
+    store.add_temp_root(drv_path)
+    try:
+        derivation = _read(store, drv_path, store.store_dir.render(drv_path))
+        if target.outputs is None:
+            wanted = frozenset(derivation.outputs)
+        return examine(store, drv_path, derivation, wanted, ask=ask)
+    except BuildFailureError as failure:
+        return Node(
+            drv_path=drv_path,
+            derivation=None,
+            outputs={},
+            wanted=wanted,
+            valid=frozenset(),
+            failure=failure,
+        )
 
 
 def _names(known: Node | None, outputs: frozenset[str] | None) -> set[str]:
@@ -125,29 +200,13 @@ def check_possible(store: LocalStore, node: Node) -> Node:
     return replace(node, check=True)
 
 
-def _examine(
-    store: LocalStore, drv_path: StorePath, wanted: frozenset[str], all_outputs: bool
-) -> Node:
-    name = store.store_dir.render(drv_path)
-    store.add_temp_root(drv_path)
-    try:
-        derivation = _read(store, drv_path, name)
-        if all_outputs:
-            wanted = frozenset(derivation.outputs)
-        return examine(store, drv_path, derivation, wanted)
-    except BuildFailureError as failure:
-        return Node(
-            drv_path=drv_path,
-            derivation=None,
-            outputs={},
-            wanted=wanted,
-            valid=frozenset(),
-            failure=failure,
-        )
-
-
 def examine(
-    store: LocalStore, drv_path: StorePath, derivation: Derivation, wanted: frozenset[str]
+    store: LocalStore,
+    drv_path: StorePath,
+    derivation: Derivation,
+    wanted: frozenset[str],
+    *,
+    ask: bool,
 ) -> Node:
     """What the store has of a derivation. Raises ``BuildFailureError``."""
     name = store.store_dir.render(drv_path)
@@ -170,9 +229,12 @@ def examine(
         valid=frozenset(output for output, path in paths.items() if path in valid),
         needs=tuple(sorted(derivation.input_drvs)),
     )
-    if not node.is_done:
-        _check_sources(store, derivation, name)
-    return node
+    if node.is_done:
+        return node
+    missing_sources = set(derivation.input_srcs) - store.query_valid(derivation.input_srcs)
+    if missing_sources and not ask:
+        raise missing_source(store, min(missing_sources), drv_path)
+    return replace(node, missing_sources=frozenset(missing_sources))
 
 
 def _read(store: LocalStore, drv_path: StorePath, name: str) -> Derivation:
@@ -246,8 +308,9 @@ def static_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, Sto
     return paths
 
 
-def _check_sources(store: LocalStore, derivation: Derivation, name: str) -> None:
-    missing = set(derivation.input_srcs) - store.query_valid(derivation.input_srcs)
-    if missing:
-        source = store.store_dir.render(min(missing))
-        raise unusable(f"dependency '{source}' of '{name}' does not exist in the store")
+def missing_source(store: LocalStore, source: StorePath, drv_path: StorePath) -> BuildFailureError:
+    """The failure of a derivation whose source nobody has."""
+    render = store.store_dir.render
+    return unusable(
+        f"dependency '{render(source)}' of '{render(drv_path)}' does not exist in the store"
+    )

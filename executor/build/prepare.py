@@ -26,9 +26,6 @@ from executor.formats import base32
 from executor.formats.hashes import Hash
 from executor.formats.store_path import StorePath, output_path_name
 from executor.store.local import LocalStore
-from executor.store.tree import delete_tree
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +107,7 @@ def prepare(
     except (InvalidAttributeError, FormatError) as error:
         raise unusable(f"can't build '{name}': {error}") from error
     for output in () if node.check else wanted:
-        _delete_leftover(store, outputs[output])
+        store.delete_invalid(outputs[output])
     recorded = store.realisations.enabled and derivation.kind is not DerivationKind.IMPURE
     return Preparation(
         drv_path=node.drv_path,
@@ -217,15 +214,3 @@ def _sandbox_closure(store: LocalStore, settings: Settings) -> Iterable[StorePat
         if path.source.startswith(store.store_dir.path + "/"):
             roots.add(store.store_dir.split(path.source)[0])
     return store.closure(roots & store.query_valid(roots)) if roots else ()
-
-
-def _delete_leftover(store: LocalStore, path: StorePath) -> None:
-    """Remove what a killed build or an attacker left at an output's path (row 180)."""
-    descriptor = os.open(store.location.real_store_dir, _DIRECTORY)
-    try:
-        os.lstat(path.base_name, dir_fd=descriptor)
-        delete_tree(descriptor, os.fsencode(path.base_name))
-    except FileNotFoundError:
-        return
-    finally:
-        os.close(descriptor)

@@ -23,11 +23,16 @@ _FEATURE = "ca-derivations"
 
 
 def resolved_node(
-    store: LocalStore, node: Node, inputs: Mapping[StorePath, Mapping[str, StorePath]]
+    store: LocalStore,
+    node: Node,
+    inputs: Mapping[StorePath, Mapping[str, StorePath]],
+    *,
+    ask: bool,
 ) -> Node:
     """The resolved form of a derivation that needs it and whose inputs are realised.
 
-    ``inputs`` are the outputs of the inputs by name. Raises ``BuildFailureError``.
+    ``inputs`` are the outputs of the inputs by name; ``ask`` as for ``examine``. Raises
+    ``BuildFailureError``.
     """
     derivation = node.derivation
     assert derivation is not None
@@ -50,7 +55,8 @@ def resolved_node(
         raise unusable(f"can't resolve '{name}': {error}") from error
     drv_path = derivation_path(resolved, store.store_dir)
     store.add_temp_root(drv_path)
-    result = replace(examine(store, drv_path, resolved, node.wanted), store_derivation=True)
+    found = examine(store, drv_path, resolved, node.wanted, ask=ask)
+    result = replace(found, store_derivation=True)
     return check_possible(store, result) if node.check else result
 
 

@@ -7,7 +7,7 @@ belongs to one thread at a time; it must not be used after a fork.
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -276,6 +276,23 @@ class LocalStore:
             ) from error
         if self.settings.fsync_store_paths:
             os.fsync(self._store_fd)
+
+    def delete_invalid(self, path: StorePath) -> None:
+        """Remove what lies at an invalid path: a killed build, or an attacker, left it there.
+
+        The caller holds the lock of the path.
+        """
+        self._require_writable()
+        with suppress(FileNotFoundError):
+            os.lstat(path.base_name, dir_fd=self._store_fd)
+            delete_tree(self._store_fd, os.fsencode(path.base_name))
+
+    def scratch_directory(self) -> AbstractContextManager[int]:
+        """A new directory in the store that only root can enter, as a descriptor.
+
+        Collectors leave it alone, and it is deleted at the end.
+        """
+        return self._adder().scratch_directory()
 
     def keep_beside(self, parent_fd: int, name: bytes, path: StorePath, suffix: str) -> str:
         """Move a tree to where a valid path is, with a suffix, for people; says where it is.

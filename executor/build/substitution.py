@@ -1,0 +1,244 @@
+"""Getting outputs from substituters instead of building them (rows B1, B8, M7, M8).
+
+Each path is fetched once a run: first all that it refers to, so that the closure is complete at
+any moment, then itself: unpacked and checked beside the store, moved in and registered under its
+lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar
+
+from executor.build.context import StoreThread, finish
+from executor.build.events import Event, Notice, SubstitutionFinished, SubstitutionStarted
+from executor.build.plan import Offer
+from executor.errors import ExecutorError
+from executor.formats.realisation import DrvOutput, Realisation
+from executor.formats.store_path import StorePath
+from executor.store.local import LocalStore
+from executor.store.locks import PathLocks
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_POLL = 0.05
+
+
+class Fetched(Enum):
+    """How an attempt to fetch a path ended."""
+
+    VALID = auto()  # it is in the store now
+    ABSENT = auto()  # nobody has it
+    INCOMPLETE = auto()  # somebody has it, but nobody something that it refers to
+    FAILED = auto()  # somebody has it, and it could not be had
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A fetched path, unpacked and checked, at ``name`` below ``directory_fd``."""
+
+    directory_fd: int
+    name: bytes
+
+
+class Substituters(Protocol):
+    """Where paths come from; synchronous, for any number of threads at once."""
+
+    def query_all(self, path: StorePath, content_address: str | None) -> Iterator[Offer]:
+        """Those who have a path, the best one first; asks the next one when it is needed."""
+
+    def query_realisation(self, id: DrvOutput) -> Realisation | None:
+        """What somebody says that an output came to be."""
+
+    def stage(self, offer: Offer, directory_fd: int) -> Staged | None:
+        """Unpack an offered path below a directory that only root can enter, and check it.
+
+        ``None`` if it isn't there any more; raises ``ExecutorError`` for anything that is wrong.
+        """
+
+
+class Substitution:
+    """The fetches of one run."""
+
+    def __init__(
+        self,
+        substituters: Substituters,
+        store: StoreThread,
+        *,
+        jobs: int,
+        connections: int,
+        emit: Callable[[Event], None],
+        number: Callable[[], int],
+    ) -> None:
+        self._substituters = substituters
+        self._store = store
+        self._slots = asyncio.Semaphore(max(jobs, 1))
+        self._threads = ThreadPoolExecutor(max(connections, 1), thread_name_prefix="substitute")
+        self._emit = emit
+        self._number = number
+        self._tasks: dict[StorePath, asyncio.Task[Fetched]] = {}
+        self._waits: dict[StorePath, frozenset[StorePath]] = {}
+        self._scratch: AbstractContextManager[int] | None = None
+        self._scratch_fd = -1
+        self._opening = asyncio.Lock()
+
+    async def close(self) -> None:
+        """End what still runs and remove what was not finished."""
+        running = [task for task in self._tasks.values() if not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running)
+        self._threads.shutdown()
+        if self._scratch is not None:
+            scratch, self._scratch = self._scratch, None
+            await self._store.call(scratch.__exit__, None, None, None)
+
+    # Asking.
+
+    async def offer(self, path: StorePath, content_address: str | None = None) -> Offer | None:
+        """The best offer of a path."""
+        offers = self._substituters.query_all(path, content_address)
+        return await self._work(next, offers, None)
+
+    async def realisation(self, id: DrvOutput) -> Realisation | None:
+        """What somebody says that an output came to be."""
+        return await self._work(self._substituters.query_realisation, id)
+
+    # Fetching.
+
+    async def fetch(self, path: StorePath, content_address: str | None = None) -> Fetched:
+        """Make a path and all that it refers to valid.
+
+        Who is cancelled leaves the others who wait for the same path alone.
+        """
+        task = self._tasks.get(path)
+        if task is None:
+            task = asyncio.create_task(self._fetch(path, content_address), name=path.base_name)
+            self._tasks[path] = task
+        outcome = await asyncio.shield(task)
+        if outcome is not Fetched.VALID and self._tasks.get(path) is task:
+            # Another try may find more: what was missing may be built by then.
+            del self._tasks[path]
+        return outcome
+
+    async def _fetch(self, path: StorePath, content_address: str | None) -> Fetched:
+        store = self._store
+        if await store.call(_is_valid, store.store, path):
+            return Fetched.VALID
+        outcome = Fetched.ABSENT
+        offers = self._substituters.query_all(path, content_address)
+        while (offer := await self._work(next, offers, None)) is not None:
+            missing = await self._fetch_references(path, offer)
+            if missing is not None:
+                return missing
+            try:
+                if await self._obtain(path, offer):
+                    return Fetched.VALID
+            except (ExecutorError, OSError) as error:
+                self._emit(Notice(level=0, text=str(error)))
+                outcome = Fetched.FAILED
+        return outcome
+
+    async def _fetch_references(self, path: StorePath, offer: Offer) -> Fetched | None:
+        """Fetch what an offered path refers to; tells what is wrong where that fails."""
+        references = offer.info.references - {path}
+        self._waits[path] = references
+        try:
+            if self._in_circle(path):
+                name = self._store.store.store_dir.render(path)
+                text = f"'{name}' is offered with references in a circle; it is not taken"
+                self._emit(Notice(level=0, text=text))
+                return Fetched.FAILED
+            outcomes = set(await asyncio.gather(*map(self.fetch, sorted(references))))
+        finally:
+            del self._waits[path]
+        if outcomes <= {Fetched.VALID}:
+            return None
+        return Fetched.FAILED if outcomes <= {Fetched.VALID, Fetched.FAILED} else Fetched.INCOMPLETE
+
+    def _in_circle(self, path: StorePath) -> bool:
+        """Whether waiting for its references makes a path wait for itself."""
+        seen: set[StorePath] = set()
+        pending = list(self._waits[path])
+        while pending:
+            other = pending.pop()
+            if other == path:
+                return True
+            if other not in seen:
+                seen.add(other)
+                pending.extend(self._waits.get(other, ()))
+        return False
+
+    async def _obtain(self, path: StorePath, offer: Offer) -> bool:
+        """Fetch one path whose references are valid; False if it is gone from its source."""
+        async with self._slots:
+            locks = PathLocks()
+            real_path = self._store.store.real_path(path)
+            while not locks.try_acquire([real_path]):
+                await asyncio.sleep(_POLL)
+            try:
+                if await self._store.call(_is_valid, self._store.store, path):
+                    return True
+                return await self._download(path, offer)
+            finally:
+                locks.release()
+
+    async def _download(self, path: StorePath, offer: Offer) -> bool:
+        number, size = self._number(), offer.info.nar_size
+        self._emit(SubstitutionStarted(number=number, path=path, source=offer.source))
+        success = False
+        try:
+            directory_fd = await self._scratch_directory()
+            staged = await self._work(self._substituters.stage, offer, directory_fd)
+            if staged is None:
+                name = self._store.store.store_dir.render(path)
+                text = f"'{name}' is not in '{offer.source}' any more"
+                self._emit(Notice(level=1, text=text))
+            else:
+                await self._store.call(_install, self._store.store, path, offer, staged)
+                success = True
+        finally:
+            self._emit(
+                SubstitutionFinished(number=number, path=path, success=success, nar_size=size)
+            )
+        return success
+
+    async def _scratch_directory(self) -> int:
+        async with self._opening:
+            if self._scratch is None:
+                scratch = await self._store.call(self._store.store.scratch_directory)
+                self._scratch_fd = await self._store.call(scratch.__enter__)
+                self._scratch = scratch
+        return self._scratch_fd
+
+    async def _work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await finish(loop.run_in_executor(self._threads, partial(function, *args, **kwargs)))
+
+
+def _is_valid(store: LocalStore, path: StorePath) -> bool:
+    store.add_temp_root(path)
+    return store.is_valid(path)
+
+
+def _install(store: LocalStore, path: StorePath, offer: Offer, staged: Staged) -> None:
+    """Bring a fetched path into the store; its references are valid and its lock is held."""
+    store.delete_invalid(path)
+    store.move_into_store(staged.directory_fd, staged.name, path)
+    store.register([replace(offer.info, path=path, ultimate=False, registration_time=0)])
+
+
+def total_sizes(offers: Iterable[Offer]) -> tuple[int, int]:
+    """Bytes to fetch and bytes unpacked."""
+    download = unpacked = 0
+    for offer in offers:
+        download += offer.file_size or 0
+        unpacked += offer.info.nar_size
+    return download, unpacked
