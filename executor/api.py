@@ -14,14 +14,16 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from types import TracebackType
 
 from executor.build.context import BuildContext, StoreThread
 from executor.build.early import launch_spawner
 from executor.build.events import Event, Listener, Notice
-from executor.build.graph import run_graph
-from executor.build.plan import Plan, Target, make_plan
+from executor.build.graph import plan_targets, run_graph
+from executor.build.plan import Plan, Target
 from executor.build.result import BuildResult, BuildStatus, FailureCause
+from executor.build.substitution import open_substitution
 from executor.build.users import UserPool
 from executor.config import Settings, load_settings
 from executor.derivation import Derivation
@@ -84,6 +86,9 @@ class Executor:
         try:
             await store.start()
             self._context = self._make_context(spawner, store, workers)
+            self._context.substitution = open_substitution(
+                self.settings, store, emit=self._emit, number=self._context.new_build_id
+            )
         except BaseException:
             await store.close()
             workers.shutdown()
@@ -100,6 +105,8 @@ class Executor:
         context, self._context = self._context, None
         if context is None:
             return
+        if context.substitution is not None:
+            await context.substitution.close()
         await context.spawner.close()
         if context.builtin_spawner is not None:
             await context.builtin_spawner.close()
@@ -138,16 +145,25 @@ class Executor:
         return (await self.build_all([target]))[0]
 
     async def build_all(
-        self, targets: Sequence[Target], *, keep_going: bool | None = None
+        self, targets: Sequence[Target], *, keep_going: bool | None = None, repair: bool = False
     ) -> list[BuildResult]:
-        """Build several targets, ``max_jobs`` at a time; one result a target, in their order."""
+        """Build several targets, ``max_jobs`` at a time; one result a target, in their order.
+
+        ``repair``: outputs with bad contents, and bad paths that they refer to, are fetched or
+        built again and put in their place.
+        """
         keep = self.settings.keep_going if keep_going is None else keep_going
-        return await run_graph(self._running, targets, keep_going=keep)
+        return await run_graph(self._running, targets, keep_going=keep, repair=repair)
 
     async def plan(self, targets: Iterable[Target]) -> Plan:
         """What ``build_all`` would do."""
-        store = self._running.store
-        return await store.call(make_plan, store.store, list(targets))
+        context = self._running
+        return await plan_targets(
+            context.store,
+            context.substitution,
+            list(targets),
+            always_allowed=self.settings.always_allow_substitutes,
+        )
 
     async def write_derivation(self, derivation: Derivation) -> StorePath:
         """Put a derivation into the store and say where it is."""
@@ -195,3 +211,32 @@ class Executor:
             build_root=settings.build_dir or location.build_dir or f"{location.state_dir}/builds",
             environ=os.environb,
         )
+
+
+async def plan_only(
+    targets: Sequence[Target],
+    *,
+    location: StoreLocation,
+    settings: Settings,
+    listener: Listener = lambda _event: None,
+) -> Plan:
+    """What building the targets would do, without anything that building needs."""
+    store = StoreThread(lambda: LocalStore.open(location, settings=StoreSettings.of(settings)))
+    await store.start()
+    try:
+        numbers = count(1)
+        substitution = open_substitution(
+            settings, store, emit=listener, number=lambda: next(numbers)
+        )
+        try:
+            return await plan_targets(
+                store,
+                substitution,
+                targets,
+                always_allowed=settings.always_allow_substitutes,
+            )
+        finally:
+            if substitution is not None:
+                await substitution.close()
+    finally:
+        await store.close()

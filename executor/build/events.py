@@ -18,12 +18,14 @@ class GraphPlanned:
     """What has to be built, and what can be fetched, before the first of it starts.
 
     ``download_size`` and ``nar_size`` are the bytes to fetch, as transferred and unpacked.
+    ``unknown`` are paths that nobody offers and nothing builds.
     """
 
     will_build: tuple[StorePath, ...]
     will_substitute: tuple[StorePath, ...] = ()
     download_size: int = 0
     nar_size: int = 0
+    unknown: tuple[StorePath, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

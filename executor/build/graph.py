@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from executor.build.asking import make_asking_plan, may_substitute, wanted_outputs
-from executor.build.context import BuildContext
+from executor.build.context import BuildContext, StoreThread
 from executor.build.events import BuildFinished, GraphPlanned, Notice
 from executor.build.failure import BuildFailureError, unable
 from executor.build.goal import build_node
-from executor.build.plan import Node, Plan, Target, examine_target, make_plan, missing_source
+from executor.build.plan import Look, Node, Plan, Target, examine_target, make_plan, missing_source
 from executor.build.realised import record_realisations, resolved_node
+from executor.build.repair import bad_paths
 from executor.build.result import BuildResult, BuildStatus, FailureCause
-from executor.build.substitution import Fetched, total_sizes
+from executor.build.substitution import Fetched, Substitution, total_sizes
 from executor.errors import ExecutorError
 from executor.formats.store_path import StorePath
 from executor.resolution import needs_resolution
@@ -27,38 +28,53 @@ BuildOutputs = Mapping[str, StorePath]
 
 
 async def run_graph(
-    context: BuildContext, targets: Sequence[Target], *, keep_going: bool
+    context: BuildContext, targets: Sequence[Target], *, keep_going: bool, repair: bool = False
 ) -> list[BuildResult]:
     """Build the targets and what they need; one result a target, in their order.
 
+    With ``repair``, outputs with bad contents are fetched or built again, and what they refer to.
+
     Results of derivations that were only needed on the way are told to listeners as events.
     """
-    plan = await plan_targets(context, targets)
+    always = context.settings.always_allow_substitutes
+    # What has to be repaired shows on the way: looking at contents is slow.
+    plan = (
+        Plan({})
+        if repair
+        else await plan_targets(context.store, context.substitution, targets, always_allowed=always)
+    )
     if plan.to_build or plan.substitutes:
-        download, unpacked = total_sizes(plan.substitutes.values())
-        context.emit(
-            GraphPlanned(
-                will_build=plan.to_build,
-                will_substitute=tuple(sorted(plan.substitutes)),
-                download_size=download,
-                nar_size=unpacked,
-            )
-        )
-    run = _Run(context, plan, keep_going)
+        context.emit(planned(plan))
+    run = _Run(context, plan, keep_going=keep_going, repair=repair)
     try:
         return await run.results(targets)
     finally:
         await run.stop()
 
 
-async def plan_targets(context: BuildContext, targets: Sequence[Target]) -> Plan:
-    """What there is to do for the targets; substituters are asked where there are any."""
-    if context.substitution is None:
-        return await context.store.call(make_plan, context.store.store, targets)
-    always = context.settings.always_allow_substitutes
-    return await make_asking_plan(
-        context.store, context.substitution, targets, always_allowed=always
+def planned(plan: Plan) -> GraphPlanned:
+    """What listeners are told of a plan."""
+    download, unpacked = total_sizes(plan.substitutes.values())
+    return GraphPlanned(
+        will_build=plan.to_build,
+        will_substitute=tuple(sorted(plan.substitutes)),
+        download_size=download,
+        nar_size=unpacked,
+        unknown=tuple(sorted(plan.unknown)),
     )
+
+
+async def plan_targets(
+    store: StoreThread,
+    substitution: Substitution | None,
+    targets: Sequence[Target],
+    *,
+    always_allowed: bool,
+) -> Plan:
+    """What there is to do for the targets; substituters are asked where there are any."""
+    if substitution is None:
+        return await store.call(make_plan, store.store, targets)
+    return await make_asking_plan(store, substitution, targets, always_allowed=always_allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +104,11 @@ class _Wish:
 class _Run:
     """One walk over a graph. Goals are kept by derivation path, so each is built once."""
 
-    def __init__(self, context: BuildContext, plan: Plan, keep_going: bool) -> None:
+    def __init__(
+        self, context: BuildContext, plan: Plan, *, keep_going: bool, repair: bool
+    ) -> None:
         self._context = context
+        self._look = Look(ask=context.substitution is not None, repair=repair)
         self._plan = plan
         self._keep_going = keep_going
         self._content_addressed = context.store.store.settings.ca_derivations
@@ -157,8 +176,7 @@ class _Run:
         if substitution is not None:
             await substitution.fetch(wish.drv_path)
         target = Target(drv_path=wish.drv_path, outputs=wish.outputs)
-        ask = substitution is not None
-        return await store.call(examine_target, store.store, target, ask=ask)
+        return await store.call(examine_target, store.store, target, self._look)
 
     async def _realise(self, node: Node) -> BuildResult:
         """One derivation from top to bottom: already there, fetched, inputs, resolved, built."""
@@ -183,17 +201,41 @@ class _Run:
             return _cancelled(node.drv_path)
         if needs_resolution(node.derivation, content_addressed=self._content_addressed):
             store = self._context.store
-            ask = self._context.substitution is not None
-            resolved = await store.call(resolved_node, store.store, node, inputs, ask=ask)
+            resolved = await store.call(resolved_node, store.store, node, inputs, self._look)
             return await self._resolved(node, resolved)
         return await self._build(node)
 
     async def _already_valid(self, node: Node) -> BuildResult:
         outputs = {name: node.outputs[name] for name in node.valid}
+        if node.repair:
+            await self._repair_closure(node)
         await self._record(node, outputs)
         return BuildResult(
             drv_path=node.drv_path, status=BuildStatus.ALREADY_VALID, outputs=outputs
         )
+
+    async def _repair_closure(self, node: Node) -> None:
+        """Repair what the outputs of a good derivation refer to (row M3)."""
+        context = self._context
+        store, render = context.store, context.store.store.store_dir.render
+        for bad in await store.call(bad_paths, store.store, node):
+            name = render(bad.path)
+            text = f"found corrupted or missing path '{name}' in the output closure"
+            context.emit(Notice(level=0, text=f"{text} of '{render(node.drv_path)}'"))
+            if bad.drv_path is not None:
+                task = self._goal(bad.drv_path, None)
+                await asyncio.wait([task])
+                repaired = self._result(bad.drv_path, task).success
+            else:
+                repaired = context.substitution is not None and (
+                    await context.substitution.fetch(bad.path, repair=True) is Fetched.VALID
+                )
+            if not repaired:
+                raise unable(
+                    f"some paths in the output closure of derivation '{render(node.drv_path)}' "
+                    "could not be repaired",
+                    FailureCause.STORE,
+                )
 
     async def _substitute(self, node: Node) -> BuildResult | Fetched:
         """Fetch what is missing of a node; a result where that decides about it (row M7)."""
@@ -205,7 +247,10 @@ class _Run:
         if wanted is None:
             return Fetched.ABSENT
         outcomes = await asyncio.gather(
-            *(substitution.fetch(item.path, item.content_address) for item in wanted)
+            *(
+                substitution.fetch(item.path, item.content_address, repair=node.repair)
+                for item in wanted
+            )
         )
         if Fetched.FAILED in outcomes and not context.settings.fallback:
             name = context.store.store.store_dir.render(node.drv_path)

@@ -54,7 +54,7 @@ def install(
         )
     except OutputCheckError as error:
         raise rejected_output(str(error)) from error
-    _move_and_register(store, staged, keys)
+    _move_and_register(store, staged, keys, repair=preparation.repair)
     if preparation.hashes:
         store.realisations.register(
             sign_realisation(
@@ -92,19 +92,27 @@ def check_fixed(
 
 
 def _move_and_register(
-    store: LocalStore, staged: Sequence[StagedOutput], keys: Sequence[SecretKey]
+    store: LocalStore,
+    staged: Sequence[StagedOutput],
+    keys: Sequence[SecretKey],
+    *,
+    repair: bool = False,
 ) -> None:
     infos: list[PathInfo] = []
     for item in staged:
         store.add_temp_root(item.info.path)
-        if store.is_valid(item.info.path):
+        is_valid = store.is_valid(item.info.path)
+        if is_valid and repair:
+            store.replace_in_store(item.directory_fd, item.name, item.info.path)
+        elif is_valid:
             # Made by somebody else: the same contents, as the path says. Now it was built here.
             known = store.query_path_info(item.info.path)
             if not known.ultimate:
                 signatures = (*known.signatures, *sign(known, store.store_dir, keys))
                 infos.append(replace(known, ultimate=True, signatures=signatures))
             continue
-        store.move_into_store(item.directory_fd, item.name, item.info.path)
+        else:
+            store.move_into_store(item.directory_fd, item.name, item.info.path)
         signatures = sign(item.info, store.store_dir, keys) if keys else ()
         infos.append(replace(item.info, signatures=signatures))
     if infos:

@@ -52,8 +52,9 @@ class Node:
     ``outputs`` maps each output to its path, as far as that is known: of a content-addressed one,
     after a build only. ``wanted`` names those that somebody needs, ``valid`` those that are there.
     ``needs`` are the derivations to build first. ``check`` says to build them once more although
-    they are valid. ``failure`` is set where the plan itself shows that it can't be built.
-    ``store_derivation``: the derivation is in memory only, and is to be written before it is built.
+    they are valid, ``repair`` that what isn't in ``valid`` may be there with bad contents.
+    ``failure`` is set where the plan itself shows that it can't be built. ``store_derivation``: the
+    derivation is in memory only, and is to be written before it is built.
     ``missing_sources`` are inputs that only a substituter can have. ``substitutable``: somebody
     offers all that is missing of the outputs.
     """
@@ -65,6 +66,7 @@ class Node:
     valid: frozenset[str]
     needs: tuple[StorePath, ...] = ()
     check: bool = False
+    repair: bool = False
     failure: BuildFailureError | None = None
     store_derivation: bool = False
     missing_sources: frozenset[StorePath] = frozenset()
@@ -112,6 +114,16 @@ def make_plan(store: LocalStore, targets: Iterable[Target]) -> Plan:
     return Plan(walk.nodes)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How the store is looked at: ``ask`` says that missing sources and derivations are no failure,
+    because substituters may have them; ``repair`` that outputs with bad contents count as missing.
+    """
+
+    ask: bool = False
+    repair: bool = False
+
+
 class PlanWalk:
     """The walk in steps, so that substituters can be asked between two of them.
 
@@ -149,7 +161,7 @@ class PlanWalk:
             target = Target(
                 drv_path=drv_path, outputs=None if outputs is None else frozenset(wanted)
             )
-            node = examine_target(store, target, ask=self._ask)
+            node = examine_target(store, target, Look(ask=self._ask))
             if drv_path in self._checked:
                 node = check_possible(store, node)
             self.nodes[drv_path] = node
@@ -157,11 +169,8 @@ class PlanWalk:
                 yield node
 
 
-def examine_target(store: LocalStore, target: Target, *, ask: bool) -> Node:
-    """What the store has of one derivation, whatever its inputs; failures are in the node.
-
-    ``ask``: missing sources are no failure, because somebody may have them.
-    """
+def examine_target(store: LocalStore, target: Target, look: Look) -> Node:
+    """What the store has of one derivation, whatever its inputs; failures are in the node."""
     drv_path = target.drv_path
     wanted = target.outputs or frozenset()
     store.add_temp_root(drv_path)
@@ -169,7 +178,7 @@ def examine_target(store: LocalStore, target: Target, *, ask: bool) -> Node:
         derivation = _read(store, drv_path, store.store_dir.render(drv_path))
         if target.outputs is None:
             wanted = frozenset(derivation.outputs)
-        return examine(store, drv_path, derivation, wanted, ask=ask)
+        return examine(store, drv_path, derivation, wanted, look)
     except BuildFailureError as failure:
         return Node(
             drv_path=drv_path,
@@ -205,8 +214,7 @@ def examine(
     drv_path: StorePath,
     derivation: Derivation,
     wanted: frozenset[str],
-    *,
-    ask: bool,
+    look: Look,
 ) -> Node:
     """What the store has of a derivation. Raises ``BuildFailureError``."""
     name = store.store_dir.render(drv_path)
@@ -221,6 +229,8 @@ def examine(
     paths = known_outputs(store, derivation)
     store.add_temp_roots(paths.values())
     valid = store.query_valid(paths.values())
+    if look.repair:
+        valid = {path for path in valid if store.has_good_contents(path)}
     node = Node(
         drv_path=drv_path,
         derivation=derivation,
@@ -228,11 +238,12 @@ def examine(
         wanted=wanted,
         valid=frozenset(output for output, path in paths.items() if path in valid),
         needs=tuple(sorted(derivation.input_drvs)),
+        repair=look.repair,
     )
     if node.is_done:
         return node
     missing_sources = set(derivation.input_srcs) - store.query_valid(derivation.input_srcs)
-    if missing_sources and not ask:
+    if missing_sources and not look.ask:
         raise missing_source(store, min(missing_sources), drv_path)
     return replace(node, missing_sources=frozenset(missing_sources))
 

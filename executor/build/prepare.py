@@ -36,7 +36,8 @@ class Preparation:
     known, else one that nothing else has. ``wanted`` are the outputs to register (those that
     aren't valid). ``inputs`` is the closure of what the derivation refers to, ``sandbox_closure``
     what sandbox paths in the store add to it. ``hashes`` name the outputs in realisations, where
-    these are recorded. ``check``: compare the outputs with what is valid.
+    these are recorded. ``check``: compare the outputs with what is valid;
+    ``repair``: put them in the place of valid ones with bad contents.
     """
 
     drv_path: StorePath
@@ -49,6 +50,7 @@ class Preparation:
     environment: BuildEnvironment
     hashes: Mapping[str, Hash] = field(default_factory=dict)
     check: bool = False
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ def missing_outputs(
     """
     assert node.derivation is not None
     valid = store.query_valid(known.values())
+    if node.repair:
+        valid = {path for path in valid if store.has_good_contents(path)}
     missing = frozenset(name for name in node.derivation.outputs if known.get(name) not in valid)
     if node.check:
         return node.wanted - missing
@@ -106,8 +110,12 @@ def prepare(
         raise rejected_input(f"can't build '{name}': {error}") from error
     except (InvalidAttributeError, FormatError) as error:
         raise unusable(f"can't build '{name}': {error}") from error
-    for output in () if node.check else wanted:
-        store.delete_invalid(outputs[output])
+    if not node.check:
+        present = store.query_valid([outputs[output] for output in wanted])
+        for output in wanted:
+            # What is to be repaired stays until something better is there.
+            if outputs[output] not in present:
+                store.delete_invalid(outputs[output])
     recorded = store.realisations.enabled and derivation.kind is not DerivationKind.IMPURE
     return Preparation(
         drv_path=node.drv_path,
@@ -120,6 +128,7 @@ def prepare(
         environment=environment,
         hashes=store.modulo_hasher.output_hashes(derivation) if recorded else {},
         check=node.check,
+        repair=node.repair,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from executor.build.failure import unable, unusable
-from executor.build.plan import Node, check_possible, examine
+from executor.build.plan import Look, Node, check_possible, examine
 from executor.build.result import FailureCause
 from executor.derivation import derivation_path
 from executor.errors import FormatError
@@ -26,12 +26,11 @@ def resolved_node(
     store: LocalStore,
     node: Node,
     inputs: Mapping[StorePath, Mapping[str, StorePath]],
-    *,
-    ask: bool,
+    look: Look,
 ) -> Node:
     """The resolved form of a derivation that needs it and whose inputs are realised.
 
-    ``inputs`` are the outputs of the inputs by name; ``ask`` as for ``examine``. Raises
+    ``inputs`` are the outputs of the inputs by name; ``look`` as for ``examine``. Raises
     ``BuildFailureError``.
     """
     derivation = node.derivation
@@ -55,7 +54,7 @@ def resolved_node(
         raise unusable(f"can't resolve '{name}': {error}") from error
     drv_path = derivation_path(resolved, store.store_dir)
     store.add_temp_root(drv_path)
-    found = examine(store, drv_path, resolved, node.wanted, ask=ask)
+    found = examine(store, drv_path, resolved, node.wanted, look)
     result = replace(found, store_derivation=True)
     return check_possible(store, result) if node.check else result
 

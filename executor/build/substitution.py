@@ -19,6 +19,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from executor.build.context import StoreThread, finish
 from executor.build.events import Event, Notice, SubstitutionFinished, SubstitutionStarted
 from executor.build.plan import Offer
+from executor.config import Settings
 from executor.errors import ExecutorError
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StorePath
@@ -82,7 +83,7 @@ class Substitution:
         self._threads = ThreadPoolExecutor(max(connections, 1), thread_name_prefix="substitute")
         self._emit = emit
         self._number = number
-        self._tasks: dict[StorePath, asyncio.Task[Fetched]] = {}
+        self._tasks: dict[tuple[StorePath, bool], asyncio.Task[Fetched]] = {}
         self._waits: dict[StorePath, frozenset[StorePath]] = {}
         self._scratch: AbstractContextManager[int] | None = None
         self._scratch_fd = -1
@@ -113,24 +114,29 @@ class Substitution:
 
     # Fetching.
 
-    async def fetch(self, path: StorePath, content_address: str | None = None) -> Fetched:
-        """Make a path and all that it refers to valid.
+    async def fetch(
+        self, path: StorePath, content_address: str | None = None, *, repair: bool = False
+    ) -> Fetched:
+        """Make a path and all that it refers to valid; with ``repair`` its contents good, too.
 
         Who is cancelled leaves the others who wait for the same path alone.
         """
-        task = self._tasks.get(path)
+        key = (path, repair)
+        task = self._tasks.get(key)
         if task is None:
-            task = asyncio.create_task(self._fetch(path, content_address), name=path.base_name)
-            self._tasks[path] = task
+            work = self._fetch(path, content_address, repair=repair)
+            task = asyncio.create_task(work, name=path.base_name)
+            self._tasks[key] = task
         outcome = await asyncio.shield(task)
-        if outcome is not Fetched.VALID and self._tasks.get(path) is task:
+        if outcome is not Fetched.VALID and self._tasks.get(key) is task:
             # Another try may find more: what was missing may be built by then.
-            del self._tasks[path]
+            del self._tasks[key]
         return outcome
 
-    async def _fetch(self, path: StorePath, content_address: str | None) -> Fetched:
-        store = self._store
-        if await store.call(_is_valid, store.store, path):
+    async def _fetch(
+        self, path: StorePath, content_address: str | None, *, repair: bool
+    ) -> Fetched:
+        if await self._store.call(_is_there, self._store.store, path, repair=repair):
             return Fetched.VALID
         outcome = Fetched.ABSENT
         offers = self._substituters.query_all(path, content_address)
@@ -139,7 +145,7 @@ class Substitution:
             if missing is not None:
                 return missing
             try:
-                if await self._obtain(path, offer):
+                if await self._obtain(path, offer, repair=repair):
                     return Fetched.VALID
             except (ExecutorError, OSError) as error:
                 self._emit(Notice(level=0, text=str(error)))
@@ -176,7 +182,7 @@ class Substitution:
                 pending.extend(self._waits.get(other, ()))
         return False
 
-    async def _obtain(self, path: StorePath, offer: Offer) -> bool:
+    async def _obtain(self, path: StorePath, offer: Offer, *, repair: bool) -> bool:
         """Fetch one path whose references are valid; False if it is gone from its source."""
         async with self._slots:
             locks = PathLocks()
@@ -184,7 +190,7 @@ class Substitution:
             while not locks.try_acquire([real_path]):
                 await asyncio.sleep(_POLL)
             try:
-                if await self._store.call(_is_valid, self._store.store, path):
+                if await self._store.call(_is_there, self._store.store, path, repair=repair):
                     return True
                 return await self._download(path, offer)
             finally:
@@ -223,15 +229,19 @@ class Substitution:
         return await finish(loop.run_in_executor(self._threads, partial(function, *args, **kwargs)))
 
 
-def _is_valid(store: LocalStore, path: StorePath) -> bool:
+def _is_there(store: LocalStore, path: StorePath, *, repair: bool) -> bool:
+    """Whether nothing is left to do for a path; from now on no collector takes it."""
     store.add_temp_root(path)
-    return store.is_valid(path)
+    return store.is_valid(path) and not (repair and not store.has_good_contents(path))
 
 
 def _install(store: LocalStore, path: StorePath, offer: Offer, staged: Staged) -> None:
     """Bring a fetched path into the store; its references are valid and its lock is held."""
-    store.delete_invalid(path)
-    store.move_into_store(staged.directory_fd, staged.name, path)
+    if store.is_valid(path):
+        store.replace_in_store(staged.directory_fd, staged.name, path)
+    else:
+        store.delete_invalid(path)
+        store.move_into_store(staged.directory_fd, staged.name, path)
     store.register([replace(offer.info, path=path, ultimate=False, registration_time=0)])
 
 
@@ -242,3 +252,33 @@ def total_sizes(offers: Iterable[Offer]) -> tuple[int, int]:
         download += offer.file_size or 0
         unpacked += offer.info.nar_size
     return download, unpacked
+
+
+def open_substitution(
+    settings: Settings,
+    store: StoreThread,
+    *,
+    emit: Callable[[Event], None],
+    number: Callable[[], int],
+) -> Substitution | None:
+    """The fetches of one run by the settings; ``None`` if there is nobody to fetch from."""
+    if not (settings.substitute and settings.substituters):
+        return None
+    # Imported late: HTTP, TLS and decompressors, which a store without substituters never needs.
+    from executor.caches.substituters import open_substituters
+
+    substituters = open_substituters(
+        settings,
+        store.store.store_dir,
+        warn=lambda text: emit(Notice(level=1, text=text)),
+    )
+    if substituters is None:
+        return None
+    return Substitution(
+        substituters,
+        store,
+        jobs=settings.max_substitution_jobs,
+        connections=settings.http_connections or 25,
+        emit=emit,
+        number=number,
+    )

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="build what is valid once more, and compare"
     )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="make again what has bad contents, with all that it refers to",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be built")
     parser.add_argument("-L", "--print-build-logs", action="store_true", help="show logs live")
     parser.add_argument("--log-format", choices=_FORMATS, help="how progress is shown")
@@ -61,12 +66,13 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
             for target in resolve_targets(store, arguments.targets)
         ]
         plan = make_plan(store, targets)
-        if all(plan.nodes[target.drv_path].is_done for target in targets):
+        done = all(plan.nodes[target.drv_path].is_done for target in targets)
+        if done and not arguments.repair:
             invocation.say(2, "all outputs are already valid")
             _finish(invocation, arguments, store, targets, _already_valid(plan, targets))
             return 0
-        if arguments.dry_run:
-            return _dry_run(invocation, plan)
+    if arguments.dry_run:
+        return _dry_run(invocation, targets)
     try:
         results, code = _build(invocation, arguments, targets)
     except KeyboardInterrupt:
@@ -91,18 +97,30 @@ def _already_valid(plan: Plan, targets: Sequence[Target]) -> list[BuildResult]:
     ]
 
 
-def _dry_run(invocation: Invocation, plan: Plan) -> int:
-    render = invocation.location.store_dir.render
+def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
+    """Say what would be built and fetched; 1 where the plan shows that it can't succeed."""
+    import asyncio
+
+    from executor.api import plan_only
+    from executor.build.events import Event, Notice
+    from executor.build.graph import planned
+    from executor.cli.plan_text import plan_lines
+
+    def take(event: Event) -> None:
+        if isinstance(event, Notice):
+            invocation.say(event.level, event.text)
+
+    plan = asyncio.run(
+        plan_only(
+            targets, location=invocation.location, settings=invocation.settings, listener=take
+        )
+    )
     failures = [node.failure for node in plan.nodes.values() if node.failure is not None]
     for failure in failures:
         invocation.say(0, f"error: {failure.message}")
-    if plan.to_build:
-        count = len(plan.to_build)
-        noun = "this derivation" if count == 1 else f"these {count} derivations"
-        invocation.say(0, f"{noun} will be built:")
-        for path in plan.to_build:
-            invocation.say(0, f"  {render(path)}")
-    return 1 if failures else 0
+    for line in plan_lines(planned(plan), invocation.location.store_dir.render):
+        invocation.say(0, line)
+    return 1 if failures or plan.unknown else 0
 
 
 def _build(
@@ -146,7 +164,7 @@ def _build(
         executor.subscribe(display.take)
         executor.subscribe(collect)
         async with executor:
-            return await executor.build_all(targets)
+            return await executor.build_all(targets, repair=arguments.repair)
 
     try:
         return asyncio.run(build()), exit_status(everything)

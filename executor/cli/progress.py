@@ -6,7 +6,6 @@ characters never reach a terminal.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -21,18 +20,18 @@ from executor.build.events import (
     Event,
     GraphPlanned,
     Notice,
+    SubstitutionFinished,
+    SubstitutionStarted,
     WaitingForLock,
     WaitingForUser,
 )
 from executor.build.result import BuildResult, BuildStatus
+from executor.cli.plan_text import plan_lines
 from executor.formats.store_path import StoreDir, StorePath
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]|\x1b(?!\[[0-9;]*m)")
 _PREFIXES = {0: "error: ", 1: "warning: "}
 _REDRAW = 0.1
-# Numbers of activities and results in Nix's JSON log (logging.hh).
-_ACTIVITY_BUILDS, _ACTIVITY_BUILD, _ACTIVITY_WAITING = 104, 105, 111
-_RESULT_LOG_LINE, _RESULT_PHASE, _RESULT_PROGRESS = 101, 104, 105
 
 
 class Display(Protocol):
@@ -49,6 +48,8 @@ def make_display(
     """The display that the options ask for; a status line only where there is a terminal."""
     out = sys.stderr
     if log_format == "internal-json":
+        from executor.cli.json_display import JsonDisplay
+
         return JsonDisplay(out, store_dir)
     is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     logs = print_logs or log_format in ("raw-with-logs", "bar-with-logs")
@@ -78,12 +79,11 @@ class PlainDisplay:
     def take(self, event: Event) -> None:
         """Print what the event is worth."""
         match event:
-            case GraphPlanned(will_build=paths):
-                count = len(paths)
-                noun = "this derivation" if count == 1 else f"these {count} derivations"
-                self._say(3, f"{noun} will be built:")
-                for path in paths:
-                    self._say(3, f"  {self._store_dir.render(path)}")
+            case GraphPlanned():
+                for line in plan_lines(event, self._store_dir.render):
+                    self._say(3, line)
+            case SubstitutionStarted(path=path, source=source):
+                self._say(3, f"copying path '{self._store_dir.render(path)}' from '{source}'...")
             case BuildStarted(drv_path=path):
                 self._say(3, f"building '{self._store_dir.render(path)}'...")
             case BuildLogLine(drv_path=path, line=line) if self._print_logs:
@@ -91,7 +91,7 @@ class PlainDisplay:
             case BuildPhase(drv_path=path, phase=phase) if self._print_logs:
                 self._say(3, f"{_short(path)}> phase: {printable(phase.encode())}")
             case WaitingForLock():
-                self._say(1, _waiting(event))
+                self._say(1, waiting_text(event))
             case WaitingForUser(drv_path=path):
                 name = self._store_dir.render(path)
                 self._say(1, f"waiting for a free build user ID for '{name}'")
@@ -133,14 +133,21 @@ class BarDisplay:
         self._out = out
         self._running: dict[StorePath, float] = {}
         self._total = self._done = self._failed = 0
+        self._fetches = self._fetching = self._fetched = 0
         self._last_line = ""
         self._drawn_at = 0.0
 
     def take(self, event: Event) -> None:
         """Count, print above the line, draw it again."""
         match event:
-            case GraphPlanned(will_build=paths):
+            case GraphPlanned(will_build=paths, will_substitute=others):
                 self._total += len(paths)
+                self._fetches += len(others)
+            case SubstitutionStarted():
+                self._fetching += 1
+            case SubstitutionFinished(success=success):
+                self._fetching -= 1
+                self._fetched += success
             case BuildStarted(drv_path=path, start_time=start):
                 self._running[path] = start
             case BuildLogLine(line=line):
@@ -173,84 +180,23 @@ class BarDisplay:
         """The status line at a time."""
         left = max(self._total - self._done - self._failed - len(self._running), 0)
         failed = f", {self._failed} failed" if self._failed else ""
-        counts = f"[{len(self._running)} building, {self._done} built, {left} left{failed}]"
+        fetched = ""
+        if self._fetches or self._fetched:
+            total = max(self._fetches, self._fetched + self._fetching)
+            fetched = f", {self._fetched} of {total} fetched"
+        building = f"{len(self._running)} building, {self._done} built, {left} left"
+        counts = f"[{building}{fetched}{failed}]"
         names = ", ".join(
             f"{_short(path)} {now - start:.0f}s" for path, start in self._running.items()
         )
         return " ".join(part for part in (counts, names, self._last_line) if part)
 
 
-class JsonDisplay:
-    """Nix's ``internal-json`` log: a line ``@nix {…}`` for each thing that happens (row G4)."""
-
-    def __init__(self, out: TextIO, store_dir: StoreDir) -> None:
-        self._out = out
-        self._store_dir = store_dir
-        self._done = self._failed = self._expected = 0
-        self._running: dict[StorePath, int] = {}
-        self._put(action="start", id=0, level=0, type=_ACTIVITY_BUILDS, text="", parent=0)
-
-    def take(self, event: Event) -> None:
-        """Write the event's line."""
-        match event:
-            case GraphPlanned(will_build=paths):
-                self._expected += len(paths)
-                self._progress()
-            case BuildStarted(build_id=number, drv_path=path):
-                self._running[path] = number
-                name = self._store_dir.render(path)
-                self._put(
-                    action="start",
-                    id=number,
-                    level=3,
-                    type=_ACTIVITY_BUILD,
-                    text=f"building '{name}'",
-                    fields=[name, "", 1, 1],
-                    parent=0,
-                )
-            case BuildLogLine(build_id=number, line=line):
-                self._result(number, _RESULT_LOG_LINE, [line.decode("utf-8", "replace")])
-            case BuildPhase(build_id=number, phase=phase):
-                self._result(number, _RESULT_PHASE, [phase])
-            case Notice(level=level, text=text):
-                self._put(action="msg", level=level, msg=text)
-            case WaitingForLock():
-                self._put(action="msg", level=1, msg=_waiting(event))
-            case WaitingForUser():
-                self._put(action="msg", level=1, msg="waiting for a free build user ID")
-            case BuildFinished(result=result):
-                self._finished(result)
-
-    def close(self) -> None:
-        """End the activity of the whole run."""
-        self._put(action="stop", id=0)
-
-    def _finished(self, result: BuildResult) -> None:
-        number = self._running.pop(result.drv_path, None)
-        if number is not None:
-            self._put(action="stop", id=number)
-        self._done += result.status is BuildStatus.BUILT
-        if not result.success and result.status is not BuildStatus.CANCELLED:
-            self._failed += 1
-            self._put(action="msg", level=0, msg=f"error: {result.message}")
-        self._progress()
-
-    def _progress(self) -> None:
-        fields = [self._done, self._expected, len(self._running), self._failed]
-        self._result(0, _RESULT_PROGRESS, fields)
-
-    def _result(self, number: int, kind: int, fields: list[str] | list[int]) -> None:
-        self._put(action="result", id=number, type=kind, fields=fields)
-
-    def _put(self, **message: object) -> None:
-        print("@nix " + json.dumps(message), file=self._out, flush=True)
-
-
 def _short(path: StorePath) -> str:
     return path.name.removesuffix(".drv")
 
 
-def _waiting(event: WaitingForLock) -> str:
+def waiting_text(event: WaitingForLock) -> str:
     """Nix's sentence, and who it is that we wait for."""
     text = "waiting for lock on " + ", ".join(f"'{path}'" for path in event.paths)
     if event.holders:

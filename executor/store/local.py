@@ -17,6 +17,7 @@ from executor.errors import StoreError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.derivations import DerivationFiles
+from executor.store.errors import UnacceptableTreeError
 from executor.store.layout import OpenStore, open_existing, open_or_make
 from executor.store.location import StoreLocation
 from executor.store.path_info import PathInfo
@@ -69,6 +70,7 @@ class LocalStore:
             sync_first=settings.sync_before_registering,
         )
         self._temp_roots = TempRoots(location)
+        self._good: set[StorePath] = set()
         enabled = settings.ca_derivations and self._has_realisations()
         self.realisations = Realisations(self._database, self._queries, enabled=enabled)
 
@@ -286,6 +288,38 @@ class LocalStore:
         with suppress(FileNotFoundError):
             os.lstat(path.base_name, dir_fd=self._store_fd)
             delete_tree(self._store_fd, os.fsencode(path.base_name))
+
+    def replace_in_store(self, parent_fd: int, name: bytes, path: StorePath) -> None:
+        """Put a complete, canonical tree in the place of a path with bad contents.
+
+        Where something is there, the two change places, so that whoever uses the path sees one or
+        the other at any moment; then what was bad is deleted.
+        """
+        from executor.store.syscalls import exchange
+
+        self._require_writable()
+        target = os.fsencode(path.base_name)
+        try:
+            exchange(parent_fd, name, self._store_fd, target)
+        except FileNotFoundError:
+            self.move_into_store(parent_fd, name, path)
+            return
+        delete_tree(parent_fd, name)
+
+    def has_good_contents(self, path: StorePath) -> bool:
+        """Whether the files of a valid path are what they were when it was registered."""
+        from executor.store.canonicalise import describe_tree
+
+        if path in self._good:
+            return True
+        try:
+            found = describe_tree(self._store_fd, os.fsencode(path.base_name))
+        except (UnacceptableTreeError, OSError):
+            return False
+        good = found.nar_hash == self.query_path_info(path).nar_hash
+        if good:
+            self._good.add(path)
+        return good
 
     def scratch_directory(self) -> AbstractContextManager[int]:
         """A new directory in the store that only root can enter, as a descriptor.

@@ -1,4 +1,4 @@
-"""The two system calls that the store needs and Python lacks: openat2, and a private mount view.
+"""The system calls that the store needs and Python lacks: openat2, renameat2, private mounts.
 
 The only module of the store with ctypes; each function is checked and raises ``OSError``.
 """
@@ -16,6 +16,7 @@ _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 _CLONE_NEWNS = 0x00020000
 _MS_REMOUNT_BIND = 0x20 | 0x1000
+_RENAME_EXCHANGE = 2
 
 
 class _OpenHow(ctypes.Structure):
@@ -50,6 +51,14 @@ def open_beneath(parent_fd: int, name: bytes, flags: int) -> int:
         code = ctypes.get_errno()
         if code not in (errno.EINTR, errno.EAGAIN):
             raise OSError(code, os.strerror(code), name)
+
+
+def exchange(first_fd: int, first: bytes, second_fd: int, second: bytes) -> None:
+    """Let two names change places, in one step; both exist, on one file system."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(first_fd, first, second_fd, second, _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), second)
 
 
 def unshare_mounts() -> None:

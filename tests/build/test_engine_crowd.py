@@ -1,15 +1,17 @@
-"""A crowd: many executors, and stock Nix among them, asked for one derivation at once."""
+"""Crowds: many executors asked for one derivation at once, and graphs of many derivations."""
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.build.conftest import Drv, Workshop
+from benchmarks.graphs import SHAPES
+from tests.build.conftest import SYSTEM, Drv, Workshop
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -142,3 +144,57 @@ def test_a_crowd_gets_one_output_of_a_builder_that_fails_the_first_time(
     assert codes == [0, 0, 0, 0, 100], ends
     assert runs.read_text() == "run\n" * 2
     assert workshop.leftovers() == []
+
+
+def chain(workshop: Workshop, length: int) -> Path:
+    """A file of hand-written derivations, each needing the one before it."""
+    links: dict[str, object] = {}
+    for number in range(length):
+        needs = {f"link-{number - 1}": ["out"]} if number else {}
+        links[f"link-{number}"] = {
+            "system": SYSTEM,
+            "builder": "/bin/sh",
+            "args": ["-c", "echo > $out"],
+            "inputs": {"drvs": needs},
+        }
+    return workshop.json_file(links)
+
+
+def test_a_chain_that_is_longer_than_python_s_stack_is_planned(workshop: Workshop) -> None:
+    length = 3 * sys.getrecursionlimit()
+    done = workshop.cli("build", "--dry-run", str(chain(workshop, length)))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"these {length} derivations will be built:\n")
+
+
+@pytest.mark.long
+def test_a_chain_that_is_longer_than_python_s_stack_is_built(workshop: Workshop) -> None:
+    length = sys.getrecursionlimit() + 200
+    file = chain(workshop, length)
+    program = Program(workshop.command("build", str(file)), workshop.environment())
+    (end,) = crowd([program])
+    assert end.code == 0, end.stderr[-1000:]
+    assert end.stderr.count("\nbuilding '") == length
+    assert workshop.leftovers() == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1, 2, 41, 200])
+def test_a_shape_has_its_size_and_one_top(shape: str, size: int) -> None:
+    """Every derivation is needed by another one, but for the last."""
+    edges = SHAPES[shape](size)
+    assert len(edges) == size
+    needed = {need for needs in edges.values() for need in needs}
+    assert needed < edges.keys()
+    assert len(edges.keys() - needed) == 1
+
+
+def test_the_benchmark_of_graphs_prints_a_row_for_each_shape() -> None:
+    command = [sys.executable, "-m", "benchmarks.graphs", "--sizes", "2", "50", "--runs", "1"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=_PATIENCE)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines()]
+    assert [row[0].strip() for row in rows[2:]] == list(SHAPES)
+    for row in rows[2:]:
+        assert [cell.split()[1] for cell in row[1:]] == ["ms", "MiB"] * 2

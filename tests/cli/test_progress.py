@@ -22,14 +22,16 @@ from executor.build.events import (
     Event,
     GraphPlanned,
     Notice,
+    SubstitutionFinished,
+    SubstitutionStarted,
     WaitingForLock,
     WaitingForUser,
 )
 from executor.build.result import BuildResult, BuildStatus
+from executor.cli.json_display import JsonDisplay
 from executor.cli.progress import (
     BarDisplay,
     Display,
-    JsonDisplay,
     PlainDisplay,
     make_display,
     printable,
@@ -161,32 +163,77 @@ def as_json(*events: Event) -> list[dict[str, Any]]:
     return objects(out.getvalue())
 
 
+BEGINNING = [
+    {"action": "start", "id": number, "level": 0, "parent": 0, "text": "", "type": kind}
+    for number, kind in ((1, 102), (2, 104), (3, 103))
+]
+END = [{"action": "stop", "id": number} for number in (3, 2, 1)]
+
+
+def result(number: int, kind: int, *fields: str | int) -> dict[str, Any]:
+    return {"action": "result", "id": number, "type": kind, "fields": list(fields)}
+
+
 def test_json_tells_of_a_build_as_nix_does() -> None:
     told = as_json(GraphPlanned(will_build=(DRV,)), STARTED, LINE, PHASE, DONE)
-    assert told[0] == {"action": "start", "id": 0, "level": 0, "type": 104, "text": "", "parent": 0}
-    assert told[1] == {"action": "result", "id": 0, "type": 105, "fields": [0, 1, 0, 0]}
-    assert told[2] == {
-        "action": "start",
-        "id": 1,
-        "level": 3,
-        "type": 105,
-        "text": f"building '{NAME}'",
-        "fields": [NAME, "", 1, 1],
-        "parent": 0,
-    }
-    assert told[3:] == [
-        {"action": "result", "id": 1, "type": 101, "fields": ["compiling"]},
-        {"action": "result", "id": 1, "type": 104, "fields": ["installPhase"]},
-        {"action": "stop", "id": 1},
-        {"action": "result", "id": 0, "type": 105, "fields": [1, 1, 0, 0]},
-        {"action": "stop", "id": 0},
+    assert told == [
+        *BEGINNING,
+        result(1, 106, 101, 0),
+        result(1, 106, 100, 0),
+        result(2, 105, 0, 1, 0, 0),
+        {
+            "action": "start",
+            "id": 6,
+            "level": 3,
+            "type": 105,
+            "text": f"building '{NAME}'",
+            "fields": [NAME, "", 1, 1],
+            "parent": 0,
+        },
+        result(2, 105, 0, 1, 1, 0),
+        result(6, 101, "compiling"),
+        result(6, 104, "installPhase"),
+        {"action": "stop", "id": 6},
+        result(2, 105, 1, 1, 0, 0),
+        *END,
+    ]
+
+
+def test_json_tells_of_a_fetch_as_nix_does() -> None:
+    name, source = STORE.render(OUT), "https://cache.example"
+    told = as_json(
+        GraphPlanned(will_build=(), will_substitute=(OUT,), download_size=7, nar_size=9),
+        SubstitutionStarted(number=1, path=OUT, source=source),
+        SubstitutionFinished(number=1, path=OUT, success=True, nar_size=9),
+    )
+    activity = {"action": "start", "level": 3}
+    assert told[3:-3] == [
+        result(1, 106, 101, 7),
+        result(1, 106, 100, 9),
+        result(2, 105, 0, 0, 0, 0),
+        result(3, 105, 0, 1, 0, 0),
+        {**activity, "id": 6, "parent": 0, "text": "", "type": 108, "fields": [name, source]},
+        {
+            **activity,
+            "id": 7,
+            "parent": 6,
+            "text": f"copying path '{name}' from '{source}'",
+            "type": 100,
+            "fields": [name, source, "local"],
+        },
+        result(2, 105, 0, 0, 0, 0),
+        result(3, 105, 0, 1, 1, 0),
+        {"action": "stop", "id": 7},
+        {"action": "stop", "id": 6},
+        result(2, 105, 0, 0, 0, 0),
+        result(3, 105, 1, 1, 0, 0),
     ]
 
 
 def test_json_tells_of_a_failure() -> None:
     told = as_json(STARTED, FAILED)
     assert {"action": "msg", "level": 0, "msg": "error: builder failed\x1b[2J"} in told
-    assert {"action": "result", "id": 0, "type": 105, "fields": [0, 0, 0, 1]} in told
+    assert result(2, 105, 0, 0, 0, 1) in told
 
 
 @pytest.mark.parametrize(
@@ -205,7 +252,7 @@ def test_json_tells_of_what_people_should_know(event: Event, level: int) -> None
 
 def test_json_takes_bytes_that_are_no_text() -> None:
     line = BuildLogLine(build_id=1, drv_path=DRV, line=b"\xff\x00\n")
-    assert as_json(line)[1]["fields"] == ["\ufffd\x00\n"]
+    assert as_json(line)[3]["fields"] == ["\ufffd\x00\n"]
 
 
 def bar() -> BarDisplay:
@@ -299,8 +346,10 @@ def test_json_of_a_real_build(workshop: Workshop) -> None:
     drv = workshop.make("talker", "echo said; echo > $out")
     done = workshop.cli("build", drv.text, "--log-format", "internal-json")
     told = objects(done.stderr)
-    assert [each["action"] for each in told if each.get("id") == 1] == ["start", "result", "stop"]
-    assert told[-1] == {"action": "stop", "id": 0}
+    (start,) = (each for each in told if each.get("type") == 105 and each["action"] == "start")
+    actions = [each["action"] for each in told if each.get("id") == start["id"]]
+    assert actions == ["start", "result", "stop"]
+    assert told[-3:] == END
     assert done.stdout == f"{workshop.render(drv.out)}\n"
 
 

@@ -1,0 +1,152 @@
+"""Nix's ``internal-json`` log: a line ``@nix {…}`` for each thing that happens (rows G4 to G7).
+
+Tools such as nix-output-monitor read it. As in Nix there are three activities for the whole run
+(realise, builds, copies) that carry the totals, and one for each build and each fetched path.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TextIO
+
+from executor.build.events import (
+    BuildFinished,
+    BuildLogLine,
+    BuildPhase,
+    BuildStarted,
+    Event,
+    GraphPlanned,
+    Notice,
+    SubstitutionFinished,
+    SubstitutionStarted,
+    WaitingForLock,
+    WaitingForUser,
+)
+from executor.build.result import BuildResult, BuildStatus
+from executor.cli.progress import waiting_text
+from executor.formats.store_path import StoreDir, StorePath
+
+# Numbers of activities and results (logging.hh).
+_COPY_PATH, _REALISE, _COPY_PATHS, _BUILDS, _BUILD, _SUBSTITUTE = 100, 102, 103, 104, 105, 108
+_FILE_TRANSFER = 101
+_LOG_LINE, _PHASE, _PROGRESS, _EXPECTED = 101, 104, 105, 106
+# The activities of the run; those of its parts come after, two numbers for each.
+_REALISE_ID, _BUILDS_ID, _COPIES_ID, _FIRST_ID = 1, 2, 3, 4
+_INFO = 3
+_DESTINATION = "local"
+
+
+class JsonDisplay:
+    """Writes the lines to ``out``."""
+
+    def __init__(self, out: TextIO, store_dir: StoreDir) -> None:
+        self._out = out
+        self._store_dir = store_dir
+        self._done = self._failed = self._expected = 0
+        self._fetched = self._fetching = self._to_fetch = 0
+        self._running: dict[StorePath, int] = {}
+        for number, kind in ((_REALISE_ID, _REALISE), (_BUILDS_ID, _BUILDS)):
+            self._start(number, kind, "", [], level=0)
+        self._start(_COPIES_ID, _COPY_PATHS, "", [], level=0)
+
+    def take(self, event: Event) -> None:
+        """Write the event's lines."""
+        match event:
+            case GraphPlanned():
+                self._planned(event)
+            case BuildStarted(build_id=number, drv_path=path):
+                self._running[path] = number
+                name = self._store_dir.render(path)
+                fields: list[str | int] = [name, "", 1, 1]
+                self._start(_id(number), _BUILD, f"building '{name}'", fields)
+                self._progress()
+            case BuildLogLine(build_id=number, line=line):
+                self._result(_id(number), _LOG_LINE, [line.decode("utf-8", "replace")])
+            case BuildPhase(build_id=number, phase=phase):
+                self._result(_id(number), _PHASE, [phase])
+            case SubstitutionStarted():
+                self._substituting(event)
+            case SubstitutionFinished(number=number, success=success):
+                self._stop(_id(number) + 1)
+                self._stop(_id(number))
+                self._fetching -= 1
+                self._fetched += success
+                self._progress()
+            case Notice(level=level, text=text):
+                self._message(level, text)
+            case WaitingForLock():
+                self._message(1, waiting_text(event))
+            case WaitingForUser():
+                self._message(1, "waiting for a free build user ID")
+            case BuildFinished(result=result):
+                self._finished(result)
+
+    def close(self) -> None:
+        """End the activities of the run."""
+        for number in (_COPIES_ID, _BUILDS_ID, _REALISE_ID):
+            self._stop(number)
+
+    def _planned(self, plan: GraphPlanned) -> None:
+        self._expected += len(plan.will_build)
+        self._to_fetch += len(plan.will_substitute)
+        self._result(_REALISE_ID, _EXPECTED, [_FILE_TRANSFER, plan.download_size])
+        self._result(_REALISE_ID, _EXPECTED, [_COPY_PATH, plan.nar_size])
+        self._progress()
+
+    def _substituting(self, event: SubstitutionStarted) -> None:
+        """Two activities, one in the other, as Nix has them."""
+        name, outer = self._store_dir.render(event.path), _id(event.number)
+        self._start(outer, _SUBSTITUTE, "", [name, event.source])
+        text = f"copying path '{name}' from '{event.source}'"
+        self._start(outer + 1, _COPY_PATH, text, [name, event.source, _DESTINATION], parent=outer)
+        self._fetching += 1
+        self._progress()
+
+    def _finished(self, result: BuildResult) -> None:
+        number = self._running.pop(result.drv_path, None)
+        if number is not None:
+            self._stop(_id(number))
+        self._done += result.status is BuildStatus.BUILT
+        if not result.success and result.status is not BuildStatus.CANCELLED:
+            self._failed += 1
+            self._message(0, f"error: {result.message}")
+        self._progress()
+
+    def _progress(self) -> None:
+        builds = [self._done, self._expected, len(self._running), self._failed]
+        self._result(_BUILDS_ID, _PROGRESS, builds)
+        if self._to_fetch or self._fetched or self._fetching:
+            total = max(self._to_fetch, self._fetched + self._fetching)
+            self._result(_COPIES_ID, _PROGRESS, [self._fetched, total, self._fetching, 0])
+
+    def _start(
+        self,
+        number: int,
+        kind: int,
+        text: str,
+        fields: list[str | int] | list[str],
+        *,
+        level: int = _INFO,
+        parent: int = 0,
+    ) -> None:
+        more = {"fields": fields} if fields else {}
+        self._put(
+            action="start", id=number, level=level, parent=parent, text=text, type=kind, **more
+        )
+
+    def _stop(self, number: int) -> None:
+        self._put(action="stop", id=number)
+
+    def _message(self, level: int, text: str) -> None:
+        self._put(action="msg", level=level, msg=text)
+
+    def _result(self, number: int, kind: int, fields: list[str] | list[int]) -> None:
+        self._put(action="result", fields=fields, id=number, type=kind)
+
+    def _put(self, **message: object) -> None:
+        print("@nix " + json.dumps(message), file=self._out, flush=True)
+
+
+def _id(number: int) -> int:
+    """The activity of a build or fetch; the number after it is free for one inside."""
+    return _FIRST_ID + 2 * number
