@@ -26,7 +26,7 @@ from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.substitution import open_substitution
 from executor.build.users import UserPool
 from executor.config import Settings, load_settings
-from executor.derivation import Derivation
+from executor.derivation import Derivation, derivation_path
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
@@ -127,20 +127,29 @@ class Executor:
         outputs: Collection[str] | None = None,
         *,
         check: bool = False,
+        store_derivation: bool = True,
     ) -> BuildResult:
         """Build one derivation and what it needs.
 
-        ``derivation`` is a store path, or a value, which is written to the store first.
+        ``derivation`` is a store path, or a value, which is written to the store first, or not:
+        without ``store_derivation`` only its inputs have to be there, and the output paths in it
+        are believed.
         ``outputs`` default to all of them. ``check`` builds them once more although they are
         valid, and compares: an output that differs is ``NOT_DETERMINISTIC``.
 
         The verdict is in the result; raises ``StoreError`` when the store fails, and
         ``FormatError`` for a path that is none.
         """
+        given = derivation if isinstance(derivation, Derivation) else None
+        if given is not None and not store_derivation:
+            drv_path = derivation_path(given, self.location.store_dir)
+        else:
+            given, drv_path = None, await self._drv_path(derivation)
         target = Target(
-            drv_path=await self._drv_path(derivation),
+            drv_path=drv_path,
             outputs=None if outputs is None else frozenset(outputs),
             check=check,
+            derivation=given,
         )
         return (await self.build_all([target]))[0]
 

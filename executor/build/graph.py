@@ -20,6 +20,7 @@ from executor.build.realised import record_realisations, resolved_node
 from executor.build.repair import bad_paths
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.substitution import Fetched, Substitution, total_sizes
+from executor.derivation import Derivation
 from executor.errors import ExecutorError
 from executor.formats.store_path import StorePath
 from executor.resolution import needs_resolution
@@ -112,12 +113,14 @@ class _Run:
         self._plan = plan
         self._keep_going = keep_going
         self._content_addressed = context.store.store.settings.ca_derivations
+        self._given: dict[StorePath, Derivation | None] = {}
         self._goals: dict[StorePath, _Goal] = {}
         self._tasks: set[asyncio.Task[BuildResult]] = set()
         self._building: set[asyncio.Task[BuildResult]] = set()
         self._ended = False
 
     async def results(self, targets: Sequence[Target]) -> list[BuildResult]:
+        self._given = {target.drv_path: target.derivation for target in targets}
         tasks = [self._goal(target.drv_path, target.outputs) for target in targets]
         await asyncio.wait(tasks)
         return [
@@ -173,9 +176,10 @@ class _Run:
     async def _examined(self, wish: _Wish) -> Node:
         """A node that the plan doesn't have: it came up on the way, or more of it is wanted."""
         store, substitution = self._context.store, self._context.substitution
-        if substitution is not None:
+        given = self._given.get(wish.drv_path)
+        if substitution is not None and given is None:
             await substitution.fetch(wish.drv_path)
-        target = Target(drv_path=wish.drv_path, outputs=wish.outputs)
+        target = Target(drv_path=wish.drv_path, outputs=wish.outputs, derivation=given)
         return await store.call(examine_target, store.store, target, self._look)
 
     async def _realise(self, node: Node) -> BuildResult:

@@ -37,12 +37,14 @@ class Offer(Protocol):
 class Target:
     """A derivation in the store and the outputs that are asked for (``None``: all).
 
-    ``check`` asks to build what is valid once more and compare (row M2).
+    ``check`` asks to build what is valid once more and compare (row M2). ``derivation`` is given
+    for one that isn't in the store: whoever gives it answers for the output paths in it.
     """
 
     drv_path: StorePath
     outputs: frozenset[str] | None = None
     check: bool = False
+    derivation: Derivation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,7 @@ class PlanWalk:
         self._ask = ask
         self.nodes: dict[StorePath, Node] = {}
         self._checked = {target.drv_path for target in targets if target.check}
+        self._given = {target.drv_path: target.derivation for target in targets}
         self._wanted: dict[StorePath, set[str]] = {}
         self._pending = [(target.drv_path, target.outputs) for target in targets]
 
@@ -153,13 +156,16 @@ class PlanWalk:
             names = _names(known, outputs)
             if known is not None and names <= known.wanted:
                 continue
-            if self._ask and not store.is_valid(drv_path):
+            given = self._given.get(drv_path)
+            if self._ask and given is None and not store.is_valid(drv_path):
                 self.absent.add(drv_path)
                 continue
             wanted = self._wanted.setdefault(drv_path, set())
             wanted.update(names)
             target = Target(
-                drv_path=drv_path, outputs=None if outputs is None else frozenset(wanted)
+                drv_path=drv_path,
+                outputs=None if outputs is None else frozenset(wanted),
+                derivation=given,
             )
             node = examine_target(store, target, Look(ask=self._ask))
             if drv_path in self._checked:
@@ -175,7 +181,8 @@ def examine_target(store: LocalStore, target: Target, look: Look) -> Node:
     wanted = target.outputs or frozenset()
     store.add_temp_root(drv_path)
     try:
-        derivation = _read(store, drv_path, store.store_dir.render(drv_path))
+        name = store.store_dir.render(drv_path)
+        derivation = target.derivation or _read(store, drv_path, name)
         if target.outputs is None:
             wanted = frozenset(derivation.outputs)
         return examine(store, drv_path, derivation, wanted, look)

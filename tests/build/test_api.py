@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,33 @@ def test_a_value_is_written_to_the_store(workshop: Workshop) -> None:
     assert path.name == "other.drv"
     assert path != drv.path
     assert workshop.is_valid(path)
+
+
+def test_a_value_is_built_without_being_written(workshop: Workshop) -> None:
+    """Its inputs are in the store, itself isn't."""
+    base = workshop.make("base")
+    with workshop.store() as store:
+        value = replace(
+            derivation("memory"),
+            input_drvs={base.path: base.names},
+            args=(b"-c", b"/bin/cat $base > $out"),
+            env={b"base": workshop.render(base.out).encode()},
+        )
+        filled = fill_outputs(value, store.modulo_hasher)
+    run = Run()
+
+    async def go(executor: Executor) -> BuildResult:
+        first = await executor.build(filled, store_derivation=False)
+        again = await executor.build(filled, outputs=["out"], store_derivation=False)
+        assert again.status is BuildStatus.ALREADY_VALID
+        return first
+
+    result = workshop.run(go, run)
+    assert result.status is BuildStatus.BUILT, result.message
+    assert workshop.real(result.outputs["out"]).read_text() == "made\n"
+    assert not workshop.is_valid(result.drv_path)
+    assert workshop.info(result.outputs["out"]).deriver == result.drv_path
+    assert len(run.started) == 2
 
 
 def test_results_of_a_success(workshop: Workshop) -> None:
