@@ -6,11 +6,11 @@ Environment, arguments and builder are bytes from end to end: Nix lets them hold
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from executor.errors import FormatError
-from executor.formats.aterm import DerivationTerm, parse_term, unparse_term
+from executor.formats.aterm import DerivationTerm, InputTerm, parse_term, unparse_term
 from executor.formats.content_address import IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm, hash_bytes, parse_hash
 from executor.formats.store_path import (
@@ -88,9 +88,20 @@ _KINDS: dict[type[object], DerivationKind] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class InputNode:
+    """What is taken from a derivation that an output of another one is: its outputs, and theirs."""
+
+    outputs: frozenset[str]
+    dynamic: Mapping[str, InputNode] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derivation:
     """One build step. ``name`` is without ``.drv``.
+
+    ``dynamic_inputs`` are outputs of outputs (row D10): by input derivation, by the output of it
+    that is a derivation itself.
 
     Raises ``FormatError`` when the outputs break the rules (none, mixed kinds, a fixed output
     that isn't called ``out``, floating ones with different algorithms), an input has no outputs,
@@ -105,11 +116,20 @@ class Derivation:
     builder: bytes
     args: tuple[bytes, ...]
     env: Mapping[bytes, bytes]
+    dynamic_inputs: Mapping[StorePath, Mapping[str, InputNode]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
         _check_outputs(self.name, self.outputs)
-        _check_inputs(self.input_drvs)
+        _check_inputs(self.input_drvs, self.dynamic_inputs)
+
+    @property
+    def needs(self) -> dict[StorePath, frozenset[str]]:
+        """The outputs of each input derivation that have to be there, for whatever reason."""
+        return {
+            path: outputs | self.dynamic_inputs.get(path, {}).keys()
+            for path, outputs in self.input_drvs.items()
+        }
 
     @property
     def kind(self) -> DerivationKind:
@@ -153,12 +173,24 @@ def _check_outputs(name: str, outputs: Mapping[str, DerivationOutput]) -> None:
         raise FormatError(f"all outputs of derivation '{name}' must use the same hash algorithm")
 
 
-def _check_inputs(input_drvs: Mapping[StorePath, frozenset[str]]) -> None:
+def _check_inputs(
+    input_drvs: Mapping[StorePath, frozenset[str]],
+    dynamic: Mapping[StorePath, Mapping[str, InputNode]],
+) -> None:
     for path, outputs in input_drvs.items():
-        if not outputs:
+        if not outputs and not dynamic.get(path):
             raise FormatError(f"input derivation '{path}' has an empty list of outputs")
         for output in outputs:
             check_name(output)
+        _check_nodes(dynamic.get(path, {}))
+
+
+def _check_nodes(nodes: Mapping[str, InputNode]) -> None:
+    for output, node in nodes.items():
+        check_name(output)
+        for inner in node.outputs:
+            check_name(inner)
+        _check_nodes(node.dynamic)
 
 
 def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
@@ -186,11 +218,32 @@ def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
         builder=term.builder,
         args=term.args,
         env=dict(term.env),
+        dynamic_inputs={
+            store_dir.parse(_text(path)): _parse_nodes(nodes) for path, nodes in term.dynamic
+        },
     )
     # Sorted and without duplicates, or not canonical.
     if to_term(derivation, store_dir) != term:
         raise FormatError(f"derivation '{name}' is not written in its canonical form")
     return derivation
+
+
+def _parse_nodes(nodes: tuple[tuple[bytes, InputTerm], ...]) -> dict[str, InputNode]:
+    return {
+        _text(name): InputNode(frozenset(map(_text, node.outputs)), _parse_nodes(node.dynamic))
+        for name, node in nodes
+    }
+
+
+def _node_terms(nodes: Mapping[str, InputNode]) -> tuple[tuple[bytes, InputTerm], ...]:
+    return tuple(
+        (name.encode(), InputTerm(_encoded(node.outputs), _node_terms(node.dynamic)))
+        for name, node in sorted(nodes.items())
+    )
+
+
+def _encoded(names: frozenset[str]) -> tuple[bytes, ...]:
+    return tuple(name.encode() for name in sorted(names))
 
 
 def _text(data: bytes) -> str:
@@ -238,7 +291,7 @@ def to_term(derivation: Derivation, store_dir: StoreDir) -> DerivationTerm:
             _render_output(derivation, store_dir, name) for name in sorted(derivation.outputs)
         ),
         input_drvs=tuple(
-            (store_dir.render(path).encode(), tuple(name.encode() for name in sorted(names)))
+            (store_dir.render(path).encode(), _encoded(names))
             for path, names in sorted(derivation.input_drvs.items())
         ),
         input_srcs=tuple(store_dir.render(path).encode() for path in sorted(derivation.input_srcs)),
@@ -246,6 +299,12 @@ def to_term(derivation: Derivation, store_dir: StoreDir) -> DerivationTerm:
         builder=derivation.builder,
         args=derivation.args,
         env=tuple(sorted(derivation.env.items())),
+        dynamic=tuple(
+            (store_dir.render(path).encode(), _node_terms(nodes))
+            for path, nodes in sorted(derivation.dynamic_inputs.items())
+            if nodes
+        ),
+        versioned=any(derivation.dynamic_inputs.values()),
     )
 
 

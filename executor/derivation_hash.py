@@ -115,7 +115,7 @@ class ModuloHasher:
             (text.encode(), tuple(name.encode() for name in sorted(names)))
             for text, names in sorted(inputs.items())
         )
-        text = unparse_term(replace(term, input_drvs=input_drvs))
+        text = unparse_term(replace(term, input_drvs=input_drvs, dynamic=()))
         return hash_bytes(HashAlgorithm.SHA256, text), deferred
 
 

@@ -19,9 +19,11 @@ from executor.derivation import (
     FloatingOutput,
     ImpureOutput,
     InputAddressed,
+    InputNode,
     parse_method,
 )
 from executor.errors import FormatError
+from executor.formats.aterm import MAX_INPUT_DEPTH
 from executor.formats.content_address import IngestionMethod
 from executor.formats.hashes import HashAlgorithm, parse_hash
 from executor.formats.nlohmann import JsonValue, dump_json, parse_json
@@ -53,7 +55,7 @@ def to_json(derivation: Derivation) -> dict[str, JsonValue]:
         "env": cast(JsonValue, env),
         "inputs": {
             "drvs": {
-                path.base_name: {"dynamicOutputs": {}, "outputs": cast(JsonValue, sorted(outputs))}
+                path.base_name: _node(outputs, derivation.dynamic_inputs.get(path, {}))
                 for path, outputs in sorted(derivation.input_drvs.items())
             },
             "srcs": [path.base_name for path in sorted(derivation.input_srcs)],
@@ -68,6 +70,11 @@ def to_json(derivation: Derivation) -> dict[str, JsonValue]:
         del env[_STRUCTURED.decode()]
         result["structuredAttrs"] = parse_json(structured)
     return dict(sorted(result.items()))
+
+
+def _node(outputs: frozenset[str], dynamic: Mapping[str, InputNode]) -> JsonValue:
+    inner = {name: _node(node.outputs, node.dynamic) for name, node in sorted(dynamic.items())}
+    return {"dynamicOutputs": inner, "outputs": cast(JsonValue, sorted(outputs))}
 
 
 def _text(data: bytes) -> str:
@@ -160,10 +167,12 @@ def _derivation(
     store_dir: StoreDir,
 ) -> Derivation:
     args = _field(source, "args", list)
+    inputs = {_store_path(path, store_dir): _parse_node(node) for path, node in drvs.items()}
     return Derivation(
         name=name,
         outputs=outputs,
-        input_drvs={_store_path(path, store_dir): _names(node) for path, node in drvs.items()},
+        input_drvs={path: node.outputs for path, node in inputs.items()},
+        dynamic_inputs={path: node.dynamic for path, node in inputs.items() if node.dynamic},
         input_srcs=frozenset(
             _store_path(expect(path, str, "a source"), store_dir) for path in srcs
         ),
@@ -188,18 +197,20 @@ def _bytes(text: str) -> bytes:
         raise FormatError("the derivation's JSON holds half a surrogate pair") from error
 
 
-def _names(node: JsonValue) -> frozenset[str]:
-    """Outputs of an input derivation: a list, or an object with ``outputs``."""
+def _parse_node(node: JsonValue, depth: int = 0) -> InputNode:
+    """What is taken from an input: a list of outputs, or an object with ``outputs``."""
+    if depth > MAX_INPUT_DEPTH:
+        raise FormatError("the derivation's inputs are nested too deeply")
+    dynamic: dict[str, InputNode] = {}
     if isinstance(node, dict):
-        if node.get("dynamicOutputs"):
-            raise FormatError(
-                "the derivation needs the experimental feature 'dynamic-derivations', which is "
-                "not supported"
-            )
+        given = expect(node.get("dynamicOutputs", {}), dict, "'dynamicOutputs'")
+        dynamic = {name: _parse_node(inner, depth + 1) for name, inner in given.items()}
         node = node.get("outputs")
-    return frozenset(
-        expect(name, str, "an output's name") for name in expect(node, list, "'outputs'")
-    )
+    names = expect(node, list, "'outputs'")
+    outputs = frozenset(expect(name, str, "an output's name") for name in names)
+    if depth and not (outputs or dynamic):
+        raise FormatError("an output of an input has an empty list of outputs")
+    return InputNode(outputs, dynamic)
 
 
 def _store_path(text: str, store_dir: StoreDir) -> StorePath:

@@ -9,7 +9,7 @@ Nix 2.34.8.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from executor.derivation import (
     DeferredOutput,
@@ -20,14 +20,21 @@ from executor.derivation import (
 )
 from executor.derivation_hash import ModuloHasher, output_paths
 from executor.formats import base32
-from executor.formats.hashes import HashAlgorithm, hash_bytes
+from executor.formats.hashes import HashAlgorithm, compress, hash_bytes
 from executor.formats.nlohmann import dump_json, parse_json
 from executor.formats.store_path import StoreDir, StorePath, output_path_name
 
 STRUCTURED = b"__json"
 
-# What each output of each input derivation came to be.
-InputPaths = Mapping[StorePath, Mapping[str, StorePath]]
+
+@dataclass(frozen=True, slots=True)
+class InputPaths:
+    """What inputs came to be: outputs by derivation and name, and outputs of outputs by what stands
+    for them.
+    """
+
+    outputs: Mapping[StorePath, Mapping[str, StorePath]]
+    dynamic: Mapping[str, StorePath] = field(default_factory=dict)
 
 
 def needs_resolution(derivation: Derivation, *, content_addressed: bool) -> bool:
@@ -38,6 +45,8 @@ def needs_resolution(derivation: Derivation, *, content_addressed: bool) -> bool
     """
     if not derivation.input_drvs:
         return False
+    if any(derivation.dynamic_inputs.values()):
+        return True
     if derivation.kind is DerivationKind.FIXED:
         return content_addressed
     return derivation.kind is not DerivationKind.INPUT_ADDRESSED
@@ -52,20 +61,29 @@ def upstream_placeholder(drv_path: StorePath, output: str) -> str:
     return "/" + base32.encode(digest.digest)
 
 
+def dynamic_placeholder(outer: str, output: str) -> str:
+    """What stands for an output of a derivation that ``outer`` stands for."""
+    digest = compress(base32.decode(outer.removeprefix("/")))
+    text = f"nix-computed-output:{base32.encode(digest)}:{output}"
+    return "/" + base32.encode(hash_bytes(HashAlgorithm.SHA256, text.encode()).digest)
+
+
 def resolve(derivation: Derivation, inputs: InputPaths, hasher: ModuloHasher) -> Derivation:
     """The derivation with its inputs as sources.
 
-    ``inputs`` has every output that ``derivation`` takes. Raises ``FormatError`` if structured
+    ``inputs`` has all that ``derivation`` takes. Raises ``FormatError`` if structured
     attributes are no JSON.
     """
     store_dir = hasher.store_dir
     sources = {
-        inputs[drv_path][name]
+        inputs.outputs[drv_path][name]
         for drv_path, names in derivation.input_drvs.items()
         for name in names
-    }
+    } | set(inputs.dynamic.values())
     resolved = _rewritten(derivation, _rewrites(derivation, inputs, store_dir))
-    resolved = replace(resolved, input_drvs={}, input_srcs=derivation.input_srcs | sources)
+    resolved = replace(
+        resolved, input_drvs={}, dynamic_inputs={}, input_srcs=derivation.input_srcs | sources
+    )
     if resolved.kind is not DerivationKind.DEFERRED:
         return resolved
     env, outputs = dict(resolved.env), dict[str, DerivationOutput](resolved.outputs)
@@ -79,14 +97,12 @@ def resolve(derivation: Derivation, inputs: InputPaths, hasher: ModuloHasher) ->
 def _rewrites(
     derivation: Derivation, inputs: InputPaths, store_dir: StoreDir
 ) -> list[tuple[bytes, bytes]]:
-    return sorted(
-        (
-            upstream_placeholder(drv_path, name).encode(),
-            store_dir.render(inputs[drv_path][name]).encode(),
-        )
+    pairs = {
+        upstream_placeholder(drv_path, name): inputs.outputs[drv_path][name]
         for drv_path, names in derivation.input_drvs.items()
         for name in names
-    )
+    } | dict(inputs.dynamic)
+    return sorted((old.encode(), store_dir.render(new).encode()) for old, new in pairs.items())
 
 
 def _rewritten(derivation: Derivation, rewrites: list[tuple[bytes, bytes]]) -> Derivation:

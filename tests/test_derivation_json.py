@@ -17,6 +17,7 @@ from executor.derivation import (
     FloatingOutput,
     ImpureOutput,
     InputAddressed,
+    InputNode,
     derivation_path,
     parse_derivation,
 )
@@ -184,6 +185,20 @@ def test_inputs_may_be_written_in_short(node: JsonValue) -> None:
         assert derivation.input_drvs == {StorePath(ZERO, "a.drv"): frozenset({"out"})}
 
 
+def test_outputs_of_outputs_are_read_and_written() -> None:
+    node: JsonValue = {"dynamicOutputs": {}, "outputs": ["dev"]}
+    drvs: JsonValue = {f"{ZERO}-a.drv": {"dynamicOutputs": {"out": node}, "outputs": ["out"]}}
+    derivation = from_json(source(**inputs(drvs=drvs)), STORE)
+    inner = InputNode(frozenset({"dev"}))
+    assert derivation.dynamic_inputs == {StorePath(ZERO, "a.drv"): {"out": inner}}
+    assert to_json(derivation)["inputs"] == {"drvs": drvs, "srcs": []}
+    deep: JsonValue = ["dev"]
+    for _ in range(70):
+        deep = {"outputs": [], "dynamicOutputs": {"out": deep}}
+    with pytest.raises(FormatError, match="too deeply"):
+        from_json(source(**inputs(drvs={f"{ZERO}-a.drv": deep})), STORE)
+
+
 @pytest.mark.parametrize("key", sorted(source()))
 def test_every_key_is_needed(key: str) -> None:
     message = "version None" if key == "version" else f"has no key '({key}|inputDrvs)'"
@@ -277,8 +292,8 @@ def test_values_that_mean_nothing_are_refused(key: str, value: object, message: 
         ),
         pytest.param(
             inputs(drvs={f"{ZERO}-a.drv": {"outputs": [], "dynamicOutputs": {"out": {}}}}),
-            "'dynamic-derivations', which is not supported",
-            id="dynamic outputs",
+            "'outputs'.*not an array",
+            id="nothing of an output",
         ),
         pytest.param({"structuredAttrs": []}, "'structuredAttrs'.*not an object", id="list"),
     ],

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from executor.build.context import StoreThread
 from executor.build.options import substitutes_allowed
-from executor.build.plan import Node, Offer, Plan, PlanWalk, Target
+from executor.build.plan import Node, Plan, PlanWalk, Target
 from executor.build.substitution import Substitution
+from executor.caches.found import Found
 from executor.derivation import Derivation, DerivationKind, FixedOutput
 from executor.errors import ExecutorError
 from executor.formats.content_address import ContentAddress
@@ -42,7 +43,7 @@ async def make_asking_plan(
     """What has to be built, what can be fetched, and what nobody knows."""
     walk = PlanWalk(targets, ask=True)
     asking = _Asking(store, substitution)
-    found: dict[StorePath, Offer] = {}
+    found: dict[StorePath, Found] = {}
     while nodes := await store.call(_advance, walk, store.store):
         offered = await asyncio.gather(
             *(asking.offers_for(node, always_allowed=always_allowed) for node in nodes)
@@ -74,18 +75,18 @@ class _Asking:
 
     store: StoreThread
     substitution: Substitution
-    _asked: dict[StorePath, asyncio.Task[Offer | None]] = field(default_factory=dict)
+    _asked: dict[StorePath, asyncio.Task[Found | None]] = field(default_factory=dict)
 
     async def offers_for(
         self, node: Node, *, always_allowed: bool
-    ) -> dict[StorePath, Offer] | None:
+    ) -> dict[StorePath, Found] | None:
         """What is to be fetched for a node; ``None`` if it has to be built."""
         if node.check or not may_substitute(node, always_allowed=always_allowed):
             return None
         wanted = await wanted_outputs(self.store, self.substitution, node)
         if wanted is None:
             return None
-        offers: dict[StorePath, Offer] = {}
+        offers: dict[StorePath, Found] = {}
         for item in wanted:
             closure = await self.closure(item.path, item.content_address)
             if closure is None:
@@ -95,9 +96,9 @@ class _Asking:
 
     async def closure(
         self, top: StorePath, content_address: str | None = None
-    ) -> dict[StorePath, Offer] | None:
-        """Offers of a path and of all that it refers to and that isn't here, if complete."""
-        offers: dict[StorePath, Offer] = {}
+    ) -> dict[StorePath, Found] | None:
+        """Founds of a path and of all that it refers to and that isn't here, if complete."""
+        offers: dict[StorePath, Found] = {}
         level = {top}
         while level:
             missing = sorted(level - await self.store.call(self.store.store.query_valid, level))
@@ -112,7 +113,7 @@ class _Asking:
             level -= offers.keys()
         return offers
 
-    async def _offer(self, path: StorePath, content_address: str | None) -> Offer | None:
+    async def _offer(self, path: StorePath, content_address: str | None) -> Found | None:
         task = self._asked.get(path)
         if task is None:
             task = asyncio.create_task(self.substitution.offer(path, content_address))

@@ -99,6 +99,8 @@ class Settler:
     ) -> StorePath:
         scratch = staged.info.path
         try:
+            if address.method is IngestionMethod.TEXT and scratch in references:
+                raise FormatError("a text must not refer to itself")
             return make_fixed_output_path(
                 self._store_dir,
                 output_path_name(self._drv_name, staged.output),

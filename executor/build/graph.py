@@ -20,10 +20,15 @@ from executor.build.realised import record_realisations, resolved_node
 from executor.build.repair import bad_paths
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.substitution import Fetched, Substitution, total_sizes
-from executor.derivation import Derivation
+from executor.derivation import Derivation, InputNode
 from executor.errors import ExecutorError
 from executor.formats.store_path import StorePath
-from executor.resolution import needs_resolution
+from executor.resolution import (
+    InputPaths,
+    dynamic_placeholder,
+    needs_resolution,
+    upstream_placeholder,
+)
 
 BuildOutputs = Mapping[str, StorePath]
 
@@ -121,11 +126,29 @@ class _Run:
 
     async def results(self, targets: Sequence[Target]) -> list[BuildResult]:
         self._given = {target.drv_path: target.derivation for target in targets}
-        tasks = [self._goal(target.drv_path, target.outputs) for target in targets]
-        await asyncio.wait(tasks)
-        return [
-            self._result(target.drv_path, task) for target, task in zip(targets, tasks, strict=True)
-        ]
+        for target in sorted(targets, key=lambda target: by_name(target.drv_path)):
+            if not target.through:
+                self._goal(target.drv_path, target.outputs)
+        return await asyncio.gather(*map(self._target, targets))
+
+    async def _target(self, target: Target) -> BuildResult:
+        """The result of one target; one that leads on is followed to the last derivation."""
+        drv_path = target.drv_path
+        for output in target.through:
+            task = self._goal(drv_path, frozenset({output}))
+            await asyncio.wait([task])
+            result = self._result(drv_path, task)
+            if not result.success:
+                return result
+            drv_path = result.outputs[output]
+            if not drv_path.is_derivation:
+                name = self._context.store.store.store_dir.render(drv_path)
+                failure = failed(drv_path, unable(f"'{name}' is no derivation"))
+                self._context.emit(BuildFinished(result=failure))
+                return failure
+        task = self._goal(drv_path, target.outputs)
+        await asyncio.wait([task])
+        return self._result(drv_path, task)
 
     async def stop(self) -> None:
         """Cancel what still runs and wait for it, so that nothing outlives the run."""
@@ -279,17 +302,65 @@ class _Run:
             if substitution is None or await substitution.fetch(source) is not Fetched.VALID:
                 raise missing_source(self._context.store.store, source, node.drv_path)
 
-    async def _inputs(self, node: Node) -> Mapping[StorePath, BuildOutputs] | BuildResult:
-        """Realise what ``node`` needs: the outputs of each, or a result where that failed."""
+    async def _inputs(self, node: Node) -> InputPaths | BuildResult:
+        """Realise what ``node`` needs: where it is, or a result where that failed."""
         assert node.derivation is not None
-        tasks = {path: self._goal(path, node.derivation.input_drvs[path]) for path in node.needs}
+        needs = node.derivation.needs
+        tasks = {path: self._goal(path, needs[path]) for path in sorted(needs, key=by_name)}
         if not tasks:
-            return {}
+            return InputPaths({})
         await asyncio.wait(tasks.values())
-        results = {path: self._result(path, task) for path, task in tasks.items()}
-        failures = [result for result in results.values() if not result.success]
+        results = {path: self._result(path, task) for path, task in sorted(tasks.items())}
+        failure = self._failure_of_inputs(node, list(results.values()))
+        if failure is not None:
+            return failure
+        outputs = {path: result.outputs for path, result in results.items()}
+        found: dict[str, StorePath] = {}
+        for path, nodes in sorted(node.derivation.dynamic_inputs.items()):
+            for name, child in sorted(nodes.items()):
+                outer = upstream_placeholder(path, name)
+                failure = await self._dynamic(node, outputs[path].get(name), outer, child, found)
+                if failure is not None:
+                    return failure
+        return InputPaths(outputs, found)
+
+    async def _dynamic(
+        self,
+        node: Node,
+        drv_path: StorePath | None,
+        placeholder: str,
+        wanted: InputNode,
+        found: dict[str, StorePath],
+    ) -> BuildResult | None:
+        """Realise what ``node`` takes from an output that is a derivation (row D10).
+
+        ``found`` gets what stands for each output; a result comes only where that failed.
+        """
+        if drv_path is None or not drv_path.is_derivation:
+            name = self._context.store.store.store_dir.render(node.drv_path)
+            raise unable(f"an input of '{name}' is no derivation, but outputs of it are wanted")
+        names = wanted.outputs | wanted.dynamic.keys()
+        task = self._goal(drv_path, names)
+        await asyncio.wait([task])
+        result = self._result(drv_path, task)
+        failure = self._failure_of_inputs(node, [result])
+        if failure is not None:
+            return failure
+        for name in sorted(names):
+            inner = dynamic_placeholder(placeholder, name)
+            if name in wanted.outputs:
+                found[inner] = result.outputs[name]
+            if name in wanted.dynamic:
+                child = wanted.dynamic[name]
+                failure = await self._dynamic(node, result.outputs[name], inner, child, found)
+                if failure is not None:
+                    return failure
+        return None
+
+    def _failure_of_inputs(self, node: Node, results: Sequence[BuildResult]) -> BuildResult | None:
+        failures = [result for result in results if not result.success]
         if not failures:
-            return {path: result.outputs for path, result in results.items()}
+            return None
         if all(result.status is BuildStatus.CANCELLED for result in failures):
             return _cancelled(node.drv_path)
         return self._dependency_failed(node, failures)
@@ -351,6 +422,11 @@ class _Run:
 
     def _result(self, drv_path: StorePath, task: asyncio.Task[BuildResult]) -> BuildResult:
         return _cancelled(drv_path) if task.cancelled() else task.result()
+
+
+def by_name(path: StorePath) -> tuple[str, str]:
+    """The order in which goals begin, as in Nix: it is the same whatever the hashes are."""
+    return path.name, path.digest
 
 
 def _cancelled(drv_path: StorePath) -> BuildResult:

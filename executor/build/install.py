@@ -22,7 +22,9 @@ from executor.build.prepare import Preparation
 from executor.build.result import BuildStatus, FailureCause
 from executor.build.staged import StagedOutput
 from executor.derivation import FixedOutput
+from executor.errors import ExecutorError
 from executor.formats.realisation import DrvOutput, Realisation
+from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
 from executor.store.path_info import PathInfo
 from executor.store.signing import SecretKey, sign, sign_realisation
@@ -99,6 +101,7 @@ def _move_and_register(
     repair: bool = False,
 ) -> None:
     infos: list[PathInfo] = []
+    moved: list[StorePath] = []
     for item in staged:
         store.add_temp_root(item.info.path)
         is_valid = store.is_valid(item.info.path)
@@ -113,7 +116,14 @@ def _move_and_register(
             continue
         else:
             store.move_into_store(item.directory_fd, item.name, item.info.path)
+            moved.append(item.info.path)
         signatures = sign(item.info, store.store_dir, keys) if keys else ()
         infos.append(replace(item.info, signatures=signatures))
-    if infos:
-        store.register(infos)
+    try:
+        if infos:
+            store.register(infos)
+    except ExecutorError:
+        # As an output that is a derivation, and a bad one.
+        for path in moved:
+            store.delete_invalid(path)
+        raise

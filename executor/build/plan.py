@@ -8,29 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from executor.build.failure import BuildFailureError, unusable
+from executor.caches.found import Found
 from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
 from executor.errors import ExecutorError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.realisation import DrvOutput
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.local import LocalStore
-from executor.store.path_info import PathInfo
-
-
-class Offer(Protocol):
-    """A path that a substituter has: ``source`` names it for people, ``file_size`` are bytes."""
-
-    @property
-    def info(self) -> PathInfo: ...
-
-    @property
-    def file_size(self) -> int | None: ...
-
-    @property
-    def source(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +25,15 @@ class Target:
 
     ``check`` asks to build what is valid once more and compare (row M2). ``derivation`` is given
     for one that isn't in the store: whoever gives it answers for the output paths in it.
+    ``through`` leads on: an output of the derivation is a derivation, an output of that too, and so
+    on; ``outputs`` are those of the last one (row D10).
     """
 
     drv_path: StorePath
     outputs: frozenset[str] | None = None
     check: bool = False
     derivation: Derivation | None = None
+    through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +42,7 @@ class Node:
 
     ``outputs`` maps each output to its path, as far as that is known: of a content-addressed one,
     after a build only. ``wanted`` names those that somebody needs, ``valid`` those that are there.
-    ``needs`` are the derivations to build first. ``check`` says to build them once more although
+    ``check`` says to build them once more although
     they are valid, ``repair`` that what isn't in ``valid`` may be there with bad contents.
     ``failure`` is set where the plan itself shows that it can't be built. ``store_derivation``: the
     derivation is in memory only, and is to be written before it is built.
@@ -66,7 +55,6 @@ class Node:
     outputs: Mapping[str, StorePath]
     wanted: frozenset[str]
     valid: frozenset[str]
-    needs: tuple[StorePath, ...] = ()
     check: bool = False
     repair: bool = False
     failure: BuildFailureError | None = None
@@ -93,7 +81,7 @@ class Plan:
     """
 
     nodes: Mapping[StorePath, Node]
-    substitutes: Mapping[StorePath, Offer] = field(default_factory=dict)
+    substitutes: Mapping[StorePath, Found] = field(default_factory=dict)
     unknown: frozenset[StorePath] = frozenset()
 
     @property
@@ -141,12 +129,15 @@ class PlanWalk:
         self._checked = {target.drv_path for target in targets if target.check}
         self._given = {target.drv_path: target.derivation for target in targets}
         self._wanted: dict[StorePath, set[str]] = {}
-        self._pending = [(target.drv_path, target.outputs) for target in targets]
+        self._pending = [
+            (target.drv_path, frozenset(target.through[:1]) if target.through else target.outputs)
+            for target in targets
+        ]
 
     def must_build(self, node: Node) -> None:
         """Go on with the inputs of a node that can't be had otherwise."""
         if node.derivation is not None:
-            self._pending.extend(node.derivation.input_drvs.items())
+            self._pending.extend(node.derivation.needs.items())
 
     def advance(self, store: LocalStore) -> Iterator[Node]:
         """Look at all that is pending; what isn't done and isn't hopeless is told, node by node."""
@@ -244,7 +235,6 @@ def examine(
         outputs=paths,
         wanted=wanted,
         valid=frozenset(output for output, path in paths.items() if path in valid),
-        needs=tuple(sorted(derivation.input_drvs)),
         repair=look.repair,
     )
     if node.is_done:
@@ -274,6 +264,8 @@ _FEATURES = {
 def _require_features(store: LocalStore, derivation: Derivation) -> None:
     """Refuse what only an experimental feature allows, in Nix's words."""
     needed = {_FEATURES.get(derivation.kind)}
+    if any(derivation.dynamic_inputs.values()):
+        needed.add("dynamic-derivations")
     for output in derivation.outputs.values():
         method = getattr(output, "method", None)
         if method is IngestionMethod.GIT:

@@ -15,7 +15,7 @@ from executor.derivation import derivation_path
 from executor.errors import FormatError
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StorePath
-from executor.resolution import resolve
+from executor.resolution import InputPaths, resolve
 from executor.store.local import LocalStore
 from executor.store.signing import SecretKey, sign_realisation
 
@@ -25,12 +25,12 @@ _FEATURE = "ca-derivations"
 def resolved_node(
     store: LocalStore,
     node: Node,
-    inputs: Mapping[StorePath, Mapping[str, StorePath]],
+    inputs: InputPaths,
     look: Look,
 ) -> Node:
     """The resolved form of a derivation that needs it and whose inputs are realised.
 
-    ``inputs`` are the outputs of the inputs by name; ``look`` as for ``examine``. Raises
+    ``inputs`` are those that are known by now; ``look`` as for ``examine``. Raises
     ``BuildFailureError``.
     """
     derivation = node.derivation
@@ -42,7 +42,7 @@ def resolved_node(
             f"'--extra-experimental-features {_FEATURE}' to enable it"
         )
     for drv_path, outputs in derivation.input_drvs.items():
-        if missing := outputs - inputs[drv_path].keys():
+        if missing := outputs - inputs.outputs[drv_path].keys():
             raise unable(
                 f"'{name}' needs output '{min(missing)}' of '{store.store_dir.render(drv_path)}', "
                 "which is not known",

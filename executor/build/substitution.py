@@ -8,23 +8,26 @@ lock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
-from typing import ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from executor.build.context import StoreThread, finish
 from executor.build.events import Event, Notice, SubstitutionFinished, SubstitutionStarted
-from executor.build.plan import Offer
+from executor.caches.found import Found, Staged
 from executor.config import Settings
 from executor.errors import ExecutorError
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
 from executor.store.locks import PathLocks
+
+if TYPE_CHECKING:
+    from executor.caches.substituters import Substituters
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,30 +41,6 @@ class Fetched(Enum):
     ABSENT = auto()  # nobody has it
     INCOMPLETE = auto()  # somebody has it, but nobody something that it refers to
     FAILED = auto()  # somebody has it, and it could not be had
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A fetched path, unpacked and checked, at ``name`` below ``directory_fd``."""
-
-    directory_fd: int
-    name: bytes
-
-
-class Substituters(Protocol):
-    """Where paths come from; synchronous, for any number of threads at once."""
-
-    def query_all(self, path: StorePath, content_address: str | None) -> Iterator[Offer]:
-        """Those who have a path, the best one first; asks the next one when it is needed."""
-
-    def query_realisation(self, id: DrvOutput) -> Realisation | None:
-        """What somebody says that an output came to be."""
-
-    def stage(self, offer: Offer, directory_fd: int) -> Staged | None:
-        """Unpack an offered path below a directory that only root can enter, and check it.
-
-        ``None`` if it isn't there any more; raises ``ExecutorError`` for anything that is wrong.
-        """
 
 
 class Substitution:
@@ -97,13 +76,14 @@ class Substitution:
         if running:
             await asyncio.wait(running)
         self._threads.shutdown()
+        self._substituters.close()
         if self._scratch is not None:
             scratch, self._scratch = self._scratch, None
             await self._store.call(scratch.__exit__, None, None, None)
 
     # Asking.
 
-    async def offer(self, path: StorePath, content_address: str | None = None) -> Offer | None:
+    async def offer(self, path: StorePath, content_address: str | None = None) -> Found | None:
         """The best offer of a path."""
         offers = self._substituters.query_all(path, content_address)
         return await self._work(next, offers, None)
@@ -152,7 +132,7 @@ class Substitution:
                 outcome = Fetched.FAILED
         return outcome
 
-    async def _fetch_references(self, path: StorePath, offer: Offer) -> Fetched | None:
+    async def _fetch_references(self, path: StorePath, offer: Found) -> Fetched | None:
         """Fetch what an offered path refers to; tells what is wrong where that fails."""
         references = offer.info.references - {path}
         self._waits[path] = references
@@ -182,7 +162,7 @@ class Substitution:
                 pending.extend(self._waits.get(other, ()))
         return False
 
-    async def _obtain(self, path: StorePath, offer: Offer, *, repair: bool) -> bool:
+    async def _obtain(self, path: StorePath, offer: Found, *, repair: bool) -> bool:
         """Fetch one path whose references are valid; False if it is gone from its source."""
         async with self._slots:
             locks = PathLocks()
@@ -196,7 +176,7 @@ class Substitution:
             finally:
                 locks.release()
 
-    async def _download(self, path: StorePath, offer: Offer) -> bool:
+    async def _download(self, path: StorePath, offer: Found) -> bool:
         number, size = self._number(), offer.info.nar_size
         self._emit(SubstitutionStarted(number=number, path=path, source=offer.source))
         success = False
@@ -235,7 +215,7 @@ def _is_there(store: LocalStore, path: StorePath, *, repair: bool) -> bool:
     return store.is_valid(path) and not (repair and not store.has_good_contents(path))
 
 
-def _install(store: LocalStore, path: StorePath, offer: Offer, staged: Staged) -> None:
+def _install(store: LocalStore, path: StorePath, offer: Found, staged: Staged) -> None:
     """Bring a fetched path into the store; its references are valid and its lock is held."""
     if store.is_valid(path):
         store.replace_in_store(staged.directory_fd, staged.name, path)
@@ -245,7 +225,7 @@ def _install(store: LocalStore, path: StorePath, offer: Offer, staged: Staged) -
     store.register([replace(offer.info, path=path, ultimate=False, registration_time=0)])
 
 
-def total_sizes(offers: Iterable[Offer]) -> tuple[int, int]:
+def total_sizes(offers: Iterable[Found]) -> tuple[int, int]:
     """Bytes to fetch and bytes unpacked."""
     download = unpacked = 0
     for offer in offers:
@@ -267,10 +247,12 @@ def open_substitution(
     # Imported late: HTTP, TLS and decompressors, which a store without substituters never needs.
     from executor.caches.substituters import open_substituters
 
+    loop = asyncio.get_running_loop()
     substituters = open_substituters(
         settings,
         store.store.store_dir,
-        warn=lambda text: emit(Notice(level=1, text=text)),
+        # Warnings come from any thread; listeners are called in the loop's.
+        warn=lambda text: loop.call_soon_threadsafe(emit, Notice(level=1, text=text)),
     )
     if substituters is None:
         return None

@@ -66,7 +66,7 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
             for target in resolve_targets(store, arguments.targets)
         ]
         plan = make_plan(store, targets)
-        done = all(plan.nodes[target.drv_path].is_done for target in targets)
+        done = all(plan.nodes[target.drv_path].is_done and not target.through for target in targets)
         if done and not arguments.repair:
             invocation.say(2, "all outputs are already valid")
             _finish(invocation, arguments, store, targets, _already_valid(plan, targets))

@@ -1,11 +1,13 @@
 """What to build, as people write it: a path with outputs, or a JSON file.
 
 ``x.drv`` and ``x.drv^*`` mean all outputs, ``x.drv^out,dev`` and ``x.drv!out`` some of them.
+``x.drv^out^dev`` is the output ``dev`` of the derivation that the output ``out`` of ``x.drv`` is.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from executor.build.plan import Target
@@ -18,18 +20,22 @@ from executor.store.location import StoreLocation
 
 @dataclass(frozen=True, slots=True)
 class TargetText:
-    """A target, split: the path as written, and outputs (``None``: all)."""
+    """A target, split: the path as written, the outputs on the way, and outputs (``None``: all)."""
 
     path: str
     outputs: frozenset[str] | None
+    through: tuple[str, ...] = ()
 
 
 def parse_target(text: str) -> TargetText:
     """Split a target. Raises ``UsageError`` for an empty list of outputs."""
     for separator in ("^", "!"):
-        path, found, outputs = text.rpartition(separator)
-        if found and path.endswith((".drv", ".json")):
-            return TargetText(path, _outputs(text, outputs))
+        match = re.match(rf"(.*?\.(?:drv|json))\{separator}(.*)", text, re.DOTALL)
+        if match is not None:
+            *through, outputs = match[2].split(separator)
+            if not all(through):
+                raise UsageError(f"'{text}' names no output on the way; write ^out^dev")
+            return TargetText(match[1], _outputs(text, outputs), tuple(through))
     return TargetText(text, None)
 
 
@@ -51,7 +57,9 @@ def resolve_targets(store: LocalStore, texts: list[str]) -> list[Target]:
             paths = instantiate_file(store, parsed.path).roots
         else:
             paths = (derivation_path(store.location, parsed.path),)
-        targets += [Target(drv_path=path, outputs=parsed.outputs) for path in paths]
+        targets += [
+            Target(drv_path=path, outputs=parsed.outputs, through=parsed.through) for path in paths
+        ]
     return targets
 
 

@@ -16,13 +16,28 @@ from executor.errors import FormatError
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _UNESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+# The version of the form that knows outputs of outputs; how deep these may be nested is ours.
+_DYNAMIC = b"xp-dyn-drv"
+MAX_INPUT_DEPTH = 64
 _SPECIAL = re.compile(rb'["\\\n\r\t]')
 _ESCAPES = {b'"': b'\\"', b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
 
 
+@dataclass(frozen=True, slots=True)
+class InputTerm:
+    """What is taken from an input: outputs, and outputs of its outputs, by name, sorted."""
+
+    outputs: tuple[bytes, ...]
+    dynamic: tuple[tuple[bytes, InputTerm], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivationTerm:
-    """The seven fields of ``Derive(…)`` as they stand in the file, unescaped."""
+    """The seven fields of ``Derive(…)`` as they stand in the file, unescaped.
+
+    ``dynamic`` has what is taken from outputs of some of the ``input_drvs``. ``versioned`` is the
+    form that has it, ``DrvWithVersion("xp-dyn-drv",…)``.
+    """
 
     outputs: tuple[tuple[bytes, bytes, bytes, bytes], ...]
     input_drvs: tuple[tuple[bytes, tuple[bytes, ...]], ...]
@@ -31,6 +46,8 @@ class DerivationTerm:
     builder: bytes
     args: tuple[bytes, ...]
     env: tuple[tuple[bytes, bytes], ...]
+    dynamic: tuple[tuple[bytes, tuple[tuple[bytes, InputTerm], ...]], ...] = ()
+    versioned: bool = False
 
 
 class _Reader:
@@ -91,16 +108,18 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 def parse_term(data: bytes) -> DerivationTerm:
     """Read a ``.drv`` file. Raises ``FormatError``."""
-    if data.startswith(b"DrvWithVersion("):
-        raise FormatError(
-            "the derivation needs the experimental feature 'dynamic-derivations', which is not "
-            "supported"
-        )
-    if not data.startswith(b"Derive("):
+    versioned = data.startswith(b"DrvWithVersion(")
+    if not (versioned or data.startswith(b"Derive(")):
         raise FormatError("a derivation must start with 'Derive' or 'DrvWithVersion'")
     reader = _Reader(data)
-    reader.expect(b"Derive(")
-    term = _fields(reader)
+    reader.expect(b"DrvWithVersion(" if versioned else b"Derive(")
+    if versioned:
+        version = reader.string()
+        if version != _DYNAMIC:
+            shown = version[:40].decode(errors="replace")
+            raise FormatError(f"Unknown derivation ATerm format version '{shown}'")
+        reader.expect(b",")
+    term = _fields(reader, versioned=versioned)
     reader.expect(b")")
     reader.end()
     if unparse_term(term) != data:
@@ -108,10 +127,10 @@ def parse_term(data: bytes) -> DerivationTerm:
     return term
 
 
-def _fields(reader: _Reader) -> DerivationTerm:
+def _fields(reader: _Reader, *, versioned: bool) -> DerivationTerm:
     outputs = [reader.fields(4) for _ in reader.items()]
     reader.expect(b",")
-    input_drvs = [_input_drv(reader) for _ in reader.items()]
+    input_drvs = [_input_drv(reader, versioned=versioned) for _ in reader.items()]
     reader.expect(b",")
     input_srcs = reader.strings()
     reader.expect(b",")
@@ -124,22 +143,37 @@ def _fields(reader: _Reader) -> DerivationTerm:
     env = [reader.fields(2) for _ in reader.items()]
     return DerivationTerm(
         outputs=tuple((name, path, algorithm, digest) for name, path, algorithm, digest in outputs),
-        input_drvs=tuple(input_drvs),
+        input_drvs=tuple((path, node.outputs) for path, node in input_drvs),
         input_srcs=input_srcs,
         platform=platform,
         builder=builder,
         args=args,
         env=tuple((name, value) for name, value in env),
+        dynamic=tuple((path, node.dynamic) for path, node in input_drvs if node.dynamic),
+        versioned=versioned,
     )
 
 
-def _input_drv(reader: _Reader) -> tuple[bytes, tuple[bytes, ...]]:
+def _input_drv(reader: _Reader, *, versioned: bool, depth: int = 0) -> tuple[bytes, InputTerm]:
+    """A name, and what is taken from it; the form with a version has nodes in nodes."""
+    if depth > MAX_INPUT_DEPTH:
+        raise FormatError("the derivation's inputs are nested too deeply")
     reader.expect(b"(")
-    path = reader.string()
+    name = reader.string()
     reader.expect(b",")
-    outputs = reader.strings()
+    if versioned and reader.looking_at(b"("):
+        reader.expect(b"(")
+        outputs = reader.strings()
+        reader.expect(b",")
+        dynamic = tuple(
+            [_input_drv(reader, versioned=True, depth=depth + 1) for _ in reader.items()]
+        )
+        reader.expect(b")")
+        node = InputTerm(outputs, dynamic)
+    else:
+        node = InputTerm(reader.strings())
     reader.expect(b")")
-    return path, outputs
+    return name, node
 
 
 def _quote(text: bytes) -> bytes:
@@ -162,13 +196,26 @@ def _strings(values: Iterable[bytes]) -> bytes:
 
 def unparse_term(term: DerivationTerm) -> bytes:
     """The bytes of a ``.drv`` file."""
+    dynamic = dict(term.dynamic)
     fields = (
         _list(_tuple(*map(_quote, output)) for output in term.outputs),
-        _list(_tuple(_quote(path), _strings(outputs)) for path, outputs in term.input_drvs),
+        _list(
+            _input(path, InputTerm(outputs, dynamic.get(path, ())))
+            for path, outputs in term.input_drvs
+        ),
         _strings(term.input_srcs),
         _quote(term.platform),
         _quote(term.builder),
         _strings(term.args),
         _list(_tuple(_quote(name), _quote(value)) for name, value in term.env),
     )
+    if term.versioned:
+        return b"DrvWithVersion" + _tuple(_quote(_DYNAMIC), *fields)
     return b"Derive" + _tuple(*fields)
+
+
+def _input(name: bytes, node: InputTerm) -> bytes:
+    if not node.dynamic:
+        return _tuple(_quote(name), _strings(node.outputs))
+    inner = _list(_input(output, child) for output, child in node.dynamic)
+    return _tuple(_quote(name), _tuple(_strings(node.outputs), inner))

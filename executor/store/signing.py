@@ -1,7 +1,8 @@
-"""Signatures of store paths with the keys of ``secret-key-files``.
+"""Signatures of store paths: made with ``secret-key-files``, checked with ``trusted-public-keys``.
 
-A key file holds ``name:base64(64 bytes: seed and public key)``; a signature is
-``name:base64(ed25519 signature of the fingerprint)``. The fingerprint is Nix's:
+A key file holds ``name:base64(64 bytes: seed and public key)``, a public key is
+``name:base64(32 bytes)``; a signature is ``name:base64(ed25519 signature of the fingerprint)``.
+The fingerprint is Nix's:
 ``1;<path>;sha256:<nix32 NAR hash>;<NAR size>;<references, separated by commas>``.
 """
 
@@ -19,6 +20,8 @@ from executor.store.path_info import PathInfo
 
 _SEED = 32
 _SECRET = 64
+_PUBLIC = 32
+_SIGNATURE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,40 @@ class SecretKey:
 def parse_secret_key(text: str, origin: str) -> SecretKey:
     """Read ``name:base64``. Raises ``ConfigError`` naming ``origin``, never the key itself."""
     name, colon, encoded = text.strip().partition(":")
-    try:
-        secret = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        secret = b""
+    secret = _decode(encoded)
     if not (name and colon and len(secret) == _SECRET):
         raise ConfigError(f"'{origin}' does not hold a secret key of the form name:base64")
     return SecretKey(name, secret[:_SEED])
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A named ed25519 key that is trusted; ``key`` are its 32 bytes."""
+
+    name: str
+    key: bytes
+
+
+def parse_public_key(text: str) -> PublicKey:
+    """Read ``name:base64``. Raises ``ConfigError``."""
+    name, colon, encoded = text.strip().partition(":")
+    key = _decode(encoded)
+    if not (name and colon and len(key) == _PUBLIC):
+        raise ConfigError(f"'{text}' is not a public key of the form name:base64")
+    return PublicKey(name, key)
+
+
+def parse_public_keys(texts: Iterable[str]) -> tuple[PublicKey, ...]:
+    """The keys of a setting, in a fixed order. Raises ``ConfigError``."""
+    return tuple(parse_public_key(text) for text in sorted(texts))
+
+
+def _decode(encoded: str) -> bytes:
+    """Base 64 as bytes; none where it is malformed."""
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def load_secret_keys(files: Iterable[str]) -> tuple[SecretKey, ...]:
@@ -74,6 +104,38 @@ def sign_realisation(realisation: Realisation, keys: Iterable[SecretKey]) -> Rea
     """The realisation with signatures of ours, one for each key."""
     signatures = _signatures(realisation.fingerprint, keys)
     return replace(realisation, signatures=realisation.signatures | frozenset(signatures))
+
+
+def verify(info: PathInfo, store_dir: StoreDir, keys: Iterable[PublicKey]) -> bool:
+    """Whether one of the signatures of ``info`` is by one of the keys, and good."""
+    return _verify(fingerprint(info, store_dir).encode("ascii"), info.signatures, keys)
+
+
+def verify_realisation(realisation: Realisation, keys: Iterable[PublicKey]) -> bool:
+    """Whether one of the signatures of a realisation is by one of the keys, and good."""
+    return _verify(realisation.fingerprint, realisation.signatures, keys)
+
+
+def _verify(text: bytes, signatures: Iterable[str], keys: Iterable[PublicKey]) -> bool:
+    keys = tuple(keys)
+    for signature in signatures:
+        name, _, encoded = signature.partition(":")
+        data = _decode(encoded)
+        candidates = [key for key in keys if key.name == name]
+        if len(data) == _SIGNATURE and any(_is_good(key, data, text) for key in candidates):
+            return True
+    return False
+
+
+def _is_good(key: PublicKey, signature: bytes, text: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        Ed25519PublicKey.from_public_bytes(key.key).verify(signature, text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def _signatures(text: bytes, keys: Iterable[SecretKey]) -> tuple[str, ...]:

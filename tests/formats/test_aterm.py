@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.errors import FormatError
-from executor.formats.aterm import DerivationTerm, parse_term, unparse_term
+from executor.formats.aterm import DerivationTerm, InputTerm, parse_term, unparse_term
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FILES = sorted(
@@ -17,6 +17,10 @@ FILES = sorted(
 )
 
 PLAIN = b'Derive([("out","/o","","")],[("/d",["out"])],["/s"],"sys","/b",["a"],[("k","v")])'
+DYNAMIC = (
+    b'DrvWithVersion("xp-dyn-drv",'
+    b'[("out","/o","","")],[("/d",(["out"],[("dev",["lib"])]))],["/s"],"sys","/b",["a"],[])'
+)
 
 strings = st.binary(max_size=30) | st.text('\\"\n\r\tnrt ', max_size=10).map(str.encode)
 terms = st.builds(
@@ -56,6 +60,14 @@ def test_what_is_accepted_is_canonical(noise: bytes, at: int, removed: int) -> N
     except FormatError:
         return
     assert unparse_term(term) == data
+
+
+def test_outputs_of_outputs_are_read() -> None:
+    term = parse_term(DYNAMIC)
+    assert term.versioned
+    assert term.input_drvs == ((b"/d", (b"out",)),)
+    assert term.dynamic == ((b"/d", ((b"dev", InputTerm((b"lib",))),)),)
+    assert unparse_term(term) == DYNAMIC
 
 
 def test_fields_are_told_apart() -> None:
@@ -101,13 +113,23 @@ def test_no_file_that_is_cut_short_is_read() -> None:
         pytest.param(b" " + PLAIN, "must start with", id="white space before"),
         pytest.param(PLAIN + b"\n", "unexpected bytes after", id="newline after"),
         pytest.param(PLAIN + PLAIN, "unexpected bytes after", id="two terms"),
-        pytest.param(b"DrvWithVersion" + PLAIN[6:], "dynamic-derivations", id="version"),
+        pytest.param(b"DrvWithVersion" + PLAIN[6:], "expected", id="no version"),
         pytest.param(
             b'DrvWithVersion("invalid-version",[],[],[],"","",[],[])',
-            "dynamic-derivations",
+            "Unknown derivation ATerm format version 'invalid-version'",
             id="bad version",
         ),
-        pytest.param(b"DrvWithVersion(" * 100_000, "dynamic-derivations", id="versions, nested"),
+        pytest.param(b"DrvWithVersion(" * 100_000, "complete string", id="versions, nested"),
+        pytest.param(
+            b'DrvWithVersion("xp-dyn-drv",[],[' + b'("a",([],[' * 100_000,
+            "nested too deeply",
+            id="outputs of outputs, nested",
+        ),
+        pytest.param(
+            DYNAMIC.replace(b'(["out"],[("dev",["lib"])])', b'(["out"],[])'),
+            "canonical",
+            id="node without need",
+        ),
         pytest.param(b"Derive(" + b"[" * 100_000, "expected", id="lists, nested"),
         pytest.param(b"Derive()", "expected", id="no fields"),
         pytest.param(b"Derive([],[],[])", "expected", id="too few fields"),
