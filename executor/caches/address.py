@@ -59,8 +59,8 @@ def parse_cache_address(text: str) -> CacheAddress:
     plain, _, query = text.partition("?")
     parameters = _parse_query(text, query)
     kind, base = _kind(text, plain)
-    keys = [parameters.pop("secret-key", "")] + parameters.pop("secret-keys", "").split(",")
-    address = CacheAddress(
+    keys = [parameters.pop("secret-key", ""), *parameters.pop("secret-keys", "").split(",")]
+    return CacheAddress(
         kind=kind,
         base=base,
         text=text,
@@ -78,7 +78,6 @@ def parse_cache_address(text: str) -> CacheAddress:
             if name not in _WITHOUT_EFFECT
         ),
     )
-    return address
 
 
 def _kind(text: str, plain: str) -> tuple[str, str]:

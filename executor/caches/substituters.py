@@ -56,7 +56,7 @@ class Substituters:
                 yield found
 
     def query_realisation(self, id: DrvOutput) -> Realisation | None:
-        """What the best cache that knows it, and may be believed, says that an output came to be."""
+        """What an output came to be, as the best cache says that knows it and may be believed."""
         return next(self.query_realisations(id), None)
 
     def query_realisations(self, id: DrvOutput) -> Iterator[Realisation]:
