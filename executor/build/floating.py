@@ -7,10 +7,9 @@ contents is replaced by the true one. Source: ``registerOutputs`` of Nix 2.34.8.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from executor.build.failure import unable
@@ -21,7 +20,6 @@ from executor.errors import FormatError
 from executor.formats.content_address import ContentAddress, IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm
 from executor.formats.store_path import (
-    DIGEST_LENGTH,
     StoreDir,
     StorePath,
     make_fixed_output_path,
@@ -30,10 +28,10 @@ from executor.formats.store_path import (
 )
 from executor.references import HashRewriter
 from executor.store.canonicalise import canonicalise_and_describe
+from executor.store.contents import BLANK, hash_contents
 from executor.store.restore import restore_tree
 from executor.store.tree import dump_tree
 
-_BLANK = bytes(DIGEST_LENGTH)
 _CHUNK = 1 << 20
 _SUFFIX = b".rewritten"
 
@@ -77,7 +75,7 @@ class Settler:
             if path.digest in staged.occurring and path != final
         }
         own = scratch.digest in staged.occurring
-        blanks = {**others, _key(scratch): _BLANK} if own else others
+        blanks = {**others, _key(scratch): BLANK} if own else others
         address = ContentAddress(
             specification.method, self._content_hash(staged, specification, blanks)
         )
@@ -126,14 +124,9 @@ class Settler:
         recursive = specification.method is IngestionMethod.NAR
         if recursive and algorithm is HashAlgorithm.SHA256 and not rewrites:
             return staged.info.nar_hash
-        hasher = hashlib.new(algorithm.value)
-        rewriter = HashRewriter(rewrites, hasher.update)
-        if recursive:
-            dump_tree(staged.directory_fd, staged.name, rewriter.feed)
-        else:
-            read_file(staged.directory_fd, staged.name, rewriter.feed)
-        rewriter.finish()
-        return Hash(algorithm, hasher.digest())
+        return hash_contents(
+            staged.directory_fd, staged.name, specification.method, algorithm, rewrites
+        )
 
     def _rewritten(self, staged: StagedOutput, rewrites: _Rewrites) -> StagedOutput:
         """A copy with other hash parts, and what it hashes to now."""
@@ -151,14 +144,6 @@ class Settler:
 
 def _key(path: StorePath) -> bytes:
     return path.digest.encode()
-
-
-def read_file(directory_fd: int, name: bytes, write: Callable[[bytes], object]) -> None:
-    """Read a file piece by piece, never through a link."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
-    with open(descriptor, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            write(chunk)
 
 
 def copy_rewritten(

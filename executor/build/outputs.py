@@ -10,7 +10,6 @@ No database is used here: what needs it (closure checks, registration) comes aft
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
 from executor.build.failure import rejected_output, unable
-from executor.build.floating import Settler, read_file
+from executor.build.floating import Settler
 from executor.build.result import FailureCause
 from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
@@ -33,9 +32,10 @@ from executor.formats.store_path import (
     output_path_name,
 )
 from executor.store.canonicalise import Canonicaliser, TreeDescription, canonicalise_and_describe
+from executor.store.contents import hash_contents
 from executor.store.errors import UnacceptableTreeError
 from executor.store.path_info import PathInfo
-from executor.store.tree import copy_tree, dump_tree, sync_tree
+from executor.store.tree import copy_tree, sync_tree
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -205,12 +205,7 @@ def _content_hash(
     recursive = specification.method is IngestionMethod.NAR
     if recursive and algorithm is HashAlgorithm.SHA256:
         return description.nar_hash
-    hasher = hashlib.new(algorithm.value)
-    if recursive:
-        dump_tree(directory_fd, name, hasher.update)
-    else:
-        read_file(directory_fd, name, hasher.update)
-    return Hash(algorithm, hasher.digest())
+    return hash_contents(directory_fd, name, specification.method, algorithm)
 
 
 def _in_registration_order(staged: list[StagedOutput], rules: OutputRules) -> list[StagedOutput]:

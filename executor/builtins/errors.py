@@ -20,27 +20,6 @@ class BuiltinError(ExecutorError):
     """The builtin can't make its output; the text is for the build log."""
 
 
-class DownloadError(BuiltinError):
-    """A transfer failed.
-
-    `transient` says whether the same request may succeed later; `rate_limited` that the server
-    asked for patience; `retry_after` is the pause in seconds that the server asked for.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        *,
-        transient: bool = False,
-        rate_limited: bool = False,
-        retry_after: float = 0.0,
-    ) -> None:
-        super().__init__(text)
-        self.transient = transient
-        self.rate_limited = rate_limited
-        self.retry_after = retry_after
-
-
 def show(name: bytes) -> str:
     """A file name for a message: one line, printable, undecodable bytes escaped."""
     text = name.decode("utf-8", "backslashreplace")

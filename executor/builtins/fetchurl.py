@@ -12,7 +12,7 @@ from executor.builtins.environment import attribute, output_path
 from executor.builtins.errors import BuiltinError, exit_code, say
 from executor.builtins.options import BuiltinOptions
 from executor.builtins.transfer import Downloader
-from executor.errors import FormatError
+from executor.errors import ExecutorError, FormatError
 from executor.store.descriptors import DIRECTORY_FLAGS
 from executor.store.restore import restore_tree
 
@@ -37,7 +37,7 @@ def _fetch(arguments: Sequence[bytes], environment: Mapping[bytes, bytes]) -> No
         try:
             _attempt(downloader, candidate, out, take)
             break
-        except BuiltinError as error:
+        except ExecutorError as error:
             if candidate == url:
                 raise
             say(f"mirror: {error}")

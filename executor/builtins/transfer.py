@@ -6,39 +6,41 @@ say. TLS certificates are always verified. HTTP is spoken with the standard libr
 loaded before the sandbox closes, and a URL is requested byte for byte as it is written.
 """
 
-import email.utils
 import http.client
 import os
 import random
-import socket
 import ssl
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from urllib.parse import unquote_to_bytes
 
 from executor.builtins.compression import CONTENT_ENCODINGS, content_decoders
 from executor.builtins.compression import ERRORS as DECODING_ERRORS
-from executor.builtins.endpoints import (
+from executor.builtins.errors import BuiltinError, warn
+from executor.builtins.options import BuiltinOptions
+from executor.transfers.answers import (
+    REDIRECTIONS,
+    SUCCESSES,
+    continues,
+    explain,
+    status_failure,
+)
+from executor.transfers.endpoints import (
     Endpoint,
     Passwords,
     Proxies,
     basic,
-    display,
     failure,
     parse_url,
     redirected,
 )
-from executor.builtins.errors import BuiltinError, DownloadError, warn
-from executor.builtins.options import BuiltinOptions
+from executor.transfers.errors import TransferError
 
 USER_AGENT = "executor/0.1 (Nix builtin:fetchurl)"
 _DEFAULT_CA_FILE = b"/etc/ssl/certs/ca-certificates.crt"
 _MAX_REDIRECTIONS = 10
-_REDIRECTIONS = frozenset({301, 302, 303, 307, 308})
-_SUCCESSES = frozenset({200, 201, 204, 206, 304})
-_PATIENCE = frozenset({429, 503})
-_HOPELESS_SERVER_ERRORS = frozenset({501, 505, 511})
 _BLOCK = 128 * 1024
 
 
@@ -49,10 +51,14 @@ class Downloader:
         self._options = options
         self._proxies = Proxies(environment)
         self._passwords = Passwords(options.netrc_file)
+        if options.netrc_file is not None:
+            # From here on no file:// URL of a hostile derivation can make an output of it.
+            with suppress(FileNotFoundError):
+                os.unlink(options.netrc_file)
         self._random = random.Random()
 
     def download(self, url: str, fd: int) -> None:
-        """Make the file `fd` hold what `url` has; raises DownloadError when it can't be had.
+        """Make the file `fd` hold what `url` has; raises TransferError when it can't be had.
 
         Whatever the file had is lost, in the case of failure too.
         """
@@ -66,7 +72,7 @@ class Downloader:
         for attempt in range(1, self._options.attempts + 1):
             try:
                 transfer.attempt()
-            except DownloadError as error:
+            except TransferError as error:
                 if not error.transient or attempt == self._options.attempts:
                     raise
                 self._pause(error, attempt)
@@ -74,7 +80,7 @@ class Downloader:
                 return
         raise failure(url, "no attempts are allowed")
 
-    def _pause(self, error: DownloadError, attempt: int) -> None:
+    def _pause(self, error: TransferError, attempt: int) -> None:
         options = self._options
         base = options.retry_delay_rate_limited_ms if error.rate_limited else options.retry_delay_ms
         delay: float = min(base << min(attempt - 1, 31), options.retry_max_delay_ms)
@@ -130,7 +136,7 @@ class _HttpTransfer:
         self._resumable = False
 
     def attempt(self) -> None:
-        """Follow redirections and receive the body; raises DownloadError."""
+        """Follow redirections and receive the body; raises TransferError."""
         if not self._resumable:
             os.ftruncate(self._fd, 0)
         offset = os.lseek(self._fd, 0, os.SEEK_END)
@@ -150,7 +156,7 @@ class _HttpTransfer:
         try:
             response = connection.request(self._headers(endpoint, proxy, offset))
             location = response.headers.get("Location")
-            if response.status in _REDIRECTIONS and location:
+            if response.status in REDIRECTIONS and location:
                 return redirected(endpoint, location)
             self._check_status(response)
             self._receive(response, offset)
@@ -158,7 +164,7 @@ class _HttpTransfer:
             reason = "SSL peer certificate or SSH remote key was not OK (60)"
             raise failure(self._first.url, f"{reason} {error.verify_message}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise failure(self._first.url, _explain(error), transient=True) from error
+            raise failure(self._first.url, explain(error), transient=True) from error
         finally:
             connection.close()
         return None
@@ -183,22 +189,17 @@ class _HttpTransfer:
         return headers
 
     def _check_status(self, response: http.client.HTTPResponse) -> None:
-        status = response.status
-        if status in _SUCCESSES:
-            return
-        client_error = 400 <= status < 500 and status not in (408, 429)
-        raise DownloadError(
-            f"unable to download '{display(self._first.url)}': HTTP error {status}",
-            transient=not client_error and status not in _HOPELESS_SERVER_ERRORS,
-            rate_limited=status in _PATIENCE,
-            retry_after=_retry_after(response.headers.get("Retry-After", "")),
-        )
+        if response.status not in SUCCESSES:
+            after = response.headers.get("Retry-After", "")
+            raise status_failure(self._first.url, response.status, after)
 
     def _receive(self, response: http.client.HTTPResponse, offset: int) -> None:
         encoding = response.headers.get("Content-Encoding", "")
         plain = encoding.strip().lower() in ("", "identity")
         ranges = response.headers.get("Accept-Ranges", "").strip().lower() == "bytes"
-        if offset and not _continues(response, offset):
+        if offset and not continues(
+            response.status, response.headers.get("Content-Range", ""), offset
+        ):
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
         self._resumable = plain and (ranges or response.status == 206)
@@ -275,41 +276,3 @@ def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         yield block
     if response.length:
         raise http.client.IncompleteRead(b"", response.length)
-
-
-def _continues(response: http.client.HTTPResponse, offset: int) -> bool:
-    """Whether a response to a range request is the rest of the file, and not all of it again."""
-    content_range = response.headers.get("Content-Range", "")
-    return response.status == 206 and content_range.startswith(f"bytes {offset}-")
-
-
-def _retry_after(text: str) -> float:
-    """The pause in seconds that a server asks for, 0 when it doesn't."""
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
-
-
-def _explain(error: Exception) -> str:
-    """A transport failure in curl's words, with curl's number."""
-    match error:
-        case socket.gaierror():
-            return f"Could not resolve hostname (6) {error.strerror}"
-        case TimeoutError():
-            return "Timeout was reached (28)"
-        case ssl.SSLError():
-            return f"SSL connect error (35) {error.reason or error.strerror}"
-        case http.client.IncompleteRead():
-            return f"Transferred a partial file (18) {error.expected} bytes missing"
-        case http.client.RemoteDisconnected():
-            return "Server returned nothing (no headers, no data) (52)"
-        case ConnectionRefusedError() | http.client.InvalidURL():
-            return f"Could not connect to server (7) {error}"
-        case OSError():
-            return f"Failure when receiving data from the peer (56) {error.strerror or error}"
-        case _:
-            return f"Weird server reply (8) {type(error).__name__}"

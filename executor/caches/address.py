@@ -32,8 +32,8 @@ class CacheAddress:
 
     ``base`` is the URL without parameters and slashes at its end, the directory of the cache, or
     the reference of the store with all its parameters. ``priority`` is ``None`` where the cache
-    itself says it. The rest is for writing: key files, compression, and its level (``None``: the
-    compressor's own).
+    itself says it, ``store_dir`` where the cache is for the same store directory as ours. The rest
+    is for writing: key files, compression, and its level (``None``: the compressor's own).
     """
 
     kind: str
@@ -41,6 +41,7 @@ class CacheAddress:
     text: str
     priority: int | None = None
     trusted: bool = False
+    store_dir: str | None = None
     secret_keys: tuple[str, ...] = ()
     compression: str = "xz"
     level: int | None = None
@@ -66,6 +67,7 @@ def parse_cache_address(text: str) -> CacheAddress:
         text=text,
         priority=_integer(text, "priority", parameters.pop("priority", None)),
         trusted=_boolean(text, "trusted", parameters.pop("trusted", "false")),
+        store_dir=None if kind == "store" else parameters.pop("store", None),
         secret_keys=tuple(key for key in keys if key),
         compression=parameters.pop("compression", "xz"),
         level=_integer(text, "compression-level", parameters.pop("compression-level", None)),

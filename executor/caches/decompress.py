@@ -6,7 +6,7 @@ A small archive can't fill the memory: every decoder gives at most what was aske
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 from executor.caches.errors import CacheError
 from executor.formats.nar import Source
@@ -84,7 +84,7 @@ class _Zstd:
         # Without a limit of its own the library takes windows of up to 128 MiB.
         decoder = zstandard.ZstdDecompressor()
         self._reader = decoder.stream_reader(
-            source, read_size=_BLOCK, read_across_frames=True, closefd=False
+            cast("IO[bytes]", source), read_size=_BLOCK, read_across_frames=True, closefd=False
         )
 
     def read(self, size: int, /) -> bytes:

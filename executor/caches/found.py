@@ -16,8 +16,9 @@ class Found:
     """A path that a substituter has, with an acceptable description.
 
     ``info.path`` is the path that was asked for. ``source`` is the address of the cache, for
-    people. ``url`` and ``compression`` tell where and how the archive is; both are empty for a
-    substituter that is a store of this machine. ``file_size`` is in bytes, ``None`` if unknown.
+    people. ``url`` tells where in the cache it is, ``compression`` how its archive is packed; in a
+    substituter that is a store of this machine, ``url`` is the object's name there.
+    ``file_size`` is in bytes, ``None`` if unknown.
     """
 
     info: PathInfo

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from executor.errors import StoreError
 from executor.formats import base32
 from executor.formats.content_address import ContentAddress, IngestionMethod
-from executor.formats.hashes import Hash, HashAlgorithm, hash_bytes, new_hasher
-from executor.formats.nar import read_events
+from executor.formats.hashes import HashAlgorithm, hash_bytes
 from executor.formats.store_path import (
     StoreDir,
     StorePath,
@@ -23,9 +22,10 @@ from executor.formats.store_path import (
     make_text_path,
 )
 from executor.store.canonicalise import TreeDescription, describe_tree
+from executor.store.checked import CheckedReader
+from executor.store.contents import check_contents, hash_contents
 from executor.store.delete import delete_tree
 from executor.store.descriptors import CREATE_FLAGS, open_file, write_all
-from executor.store.errors import HashMismatchError
 from executor.store.locks import lock_paths, try_lock
 from executor.store.path_info import PathInfo
 from executor.store.queries import Queries
@@ -34,8 +34,6 @@ from executor.store.restore import Source, restore_tree
 from executor.store.roots import TempRoots
 from executor.store.settings import StoreSettings
 from executor.store.tree import copy_tree, move_tree, sync_tree
-
-_READ = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +86,7 @@ class Adder:
             described = describe_tree(scratch_fd, b"x")
             content_hash = described.nar_hash
             if method is IngestionMethod.FLAT:
-                content_hash = _hash_file(scratch_fd, b"x")
+                content_hash = hash_contents(scratch_fd, b"x", method, HashAlgorithm.SHA256)
             path = make_fixed_output_path(self.store_dir, name, method, content_hash)
             address = ContentAddress(method, content_hash).render()
 
@@ -101,13 +99,14 @@ class Adder:
 
     def add_nar(self, info: PathInfo, source: Source, on_wait: Callable[[str], object]) -> None:
         """Unpack a NAR whose hash and size `info` declares, and register it with that."""
-        reader = _CheckingReader(source)
+        reader = CheckedReader(source, info)
 
         def make() -> PathInfo:
             base_name = info.path.base_name.encode()
             try:
                 restore_tree(reader, self.store_fd, base_name)
-                reader.check(info)
+                reader.check()
+                check_contents(self.store_fd, base_name, info)
             except BaseException:
                 delete_tree(self.store_fd, base_name)
                 raise
@@ -202,48 +201,3 @@ def _copy_flat(parent_fd: int, name: bytes, scratch_fd: int) -> None:
 def _require_file(directory_fd: int, name: bytes, shown: bytes) -> None:
     if not stat.S_ISREG(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
         raise StoreError(f"'{os.fsdecode(shown)}' is not a regular file")
-
-
-def _hash_file(directory_fd: int, name: bytes) -> Hash:
-    hasher = new_hasher(HashAlgorithm.SHA256)
-    fd = open_file(directory_fd, name)
-    try:
-        while data := os.read(fd, _READ):
-            hasher.update(data)
-    finally:
-        os.close(fd)
-    return Hash(HashAlgorithm.SHA256, hasher.digest())
-
-
-class _CheckingReader:
-    """Hashes and counts what is read through it, which is exactly the NAR."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._hasher = new_hasher(HashAlgorithm.SHA256)
-        self.size = 0
-
-    def read(self, size: int, /) -> bytes:
-        data = self._source.read(size)
-        self._hasher.update(data)
-        self.size += len(data)
-        return data
-
-    def check(self, info: PathInfo) -> None:
-        """Compare with what was declared; raises HashMismatchError."""
-        found = Hash(HashAlgorithm.SHA256, self._hasher.digest())
-        if found != info.nar_hash:
-            raise HashMismatchError(
-                f"hash mismatch importing path '{info.path.base_name}'; specified:"
-                f" {info.nar_hash.prefixed32}, got: {found.prefixed32}"
-            )
-        if info.nar_size and self.size != info.nar_size:
-            raise HashMismatchError(
-                f"size mismatch importing path '{info.path.base_name}'; specified:"
-                f" {info.nar_size}, got: {self.size}"
-            )
-
-    def skip(self) -> None:
-        """Read to the end of the archive and throw it away; FormatError if it is malformed."""
-        for _event in read_events(self._source):
-            pass

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
-from executor.caches.errors import CacheError, TransferError
+from executor.transfers.errors import TransferError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _BAD_URL = "URL using bad/illegal format or missing URL (3)"
@@ -105,7 +105,8 @@ def basic(user: str, password: str) -> str:
 class Passwords:
     """The netrc file: user and password for exactly the hosts that it names.
 
-    Raises CacheError for a malformed one; no file, and one that may not be read, mean no accounts.
+    Raises TransferError for a malformed one. No file, and one that may not be read, mean that there
+    are no accounts.
     """
 
     def __init__(self, file: bytes | None) -> None:
@@ -118,7 +119,7 @@ class Passwords:
             return
         except (netrc.NetrcParseError, UnicodeError) as error:
             # Without the details: they may quote the file.
-            raise CacheError("the netrc file is malformed") from error
+            raise TransferError("the netrc file is malformed") from error
 
     def authorization(self, endpoint: Endpoint, first: Endpoint) -> str | None:
         """The Authorization header for a request to `endpoint`, that began at `first`.

@@ -5,13 +5,15 @@ As Nix's use of curl, where it can be seen. Source: ``src/libstore/filetransfer.
 
 import email.utils
 import http.client
+import math
 import random
 import socket
 import ssl
 import time
 from dataclasses import dataclass
 
-from executor.caches.errors import TransferError
+from executor.transfers.endpoints import display
+from executor.transfers.errors import TransferError
 
 MAX_REDIRECTIONS = 10
 REDIRECTIONS = frozenset({301, 302, 303, 307, 308})
@@ -35,14 +37,14 @@ class Patience:
         base = self.rate_limited_delay if error.rate_limited else self.delay
         # Not protection, only a means against many clients that come back all at once.
         power = min(attempt - 1, 30) + random.uniform(0.0, 0.5)
-        return min(max(error.retry_after, base * 2.0**power), self.max_delay)
+        return min(max(error.retry_after, base * math.pow(2.0, power)), self.max_delay)
 
 
-def status_failure(shown: str, status: int, retry_after_header: str) -> TransferError:
-    """The error for an answer that is no success; `shown` is the URL for people."""
+def status_failure(url: str, status: int, retry_after_header: str) -> TransferError:
+    """The error for an answer that is no success."""
     client_error = 400 <= status < 500 and status not in (408, 429)
     return TransferError(
-        f"unable to download '{shown}': HTTP error {status}",
+        f"unable to download '{display(url)}': HTTP error {status}",
         transient=not client_error and status not in _HOPELESS_SERVER_ERRORS,
         rate_limited=status in _PATIENCE,
         retry_after=retry_after(retry_after_header),
@@ -50,10 +52,9 @@ def status_failure(shown: str, status: int, retry_after_header: str) -> Transfer
     )
 
 
-def continues(response: http.client.HTTPResponse, offset: int) -> bool:
+def continues(status: int, content_range: str, offset: int) -> bool:
     """Whether a response to a range request is the rest of the file, and not all of it again."""
-    content_range = response.headers.get("Content-Range", "")
-    return response.status == 206 and content_range.startswith(f"bytes {offset}-")
+    return status == 206 and content_range.startswith(f"bytes {offset}-")
 
 
 def retry_after(text: str) -> float:

@@ -1,0 +1,102 @@
+"""The files of a binary cache, wherever it is: by name, small ones whole, archives as streams."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Protocol, Self
+from urllib.parse import urljoin, urlsplit
+
+from executor.caches.errors import CacheError
+from executor.caches.web import Download, WebClient
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class OpenFile(Protocol):
+    """A file of a cache that is being read."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class Files(Protocol):
+    """What a cache consists of. Names are relative, with slashes; none begins with one.
+
+    ``None`` stands for a file that isn't there. Raises ``CacheError``, ``TransferError`` or
+    ``OSError``.
+    """
+
+    def get(self, name: str, limit: int) -> bytes | None: ...
+
+    def open(self, name: str) -> OpenFile | None: ...
+
+
+class WebFiles:
+    """A cache on a web server."""
+
+    def __init__(self, base: str, client: WebClient) -> None:
+        self._base = base + "/"
+        self._client = client
+
+    def get(self, name: str, limit: int) -> bytes | None:
+        return self._client.get(self._base + name, limit)
+
+    def open(self, name: str) -> Download | None:
+        """``name`` may be a whole URL, too: caches may keep archives elsewhere."""
+        url = urljoin(self._base, name)
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise CacheError(f"the cache '{self._base}' names the archive '{name}', not on the web")
+        return self._client.open(url)
+
+
+class DirectoryFiles:
+    """A cache in a directory of this machine."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    def get(self, name: str, limit: int) -> bytes | None:
+        file = self.open(name)
+        if file is None:
+            return None
+        with file:
+            data = bytearray()
+            while block := file.read(limit + 1 - len(data)):
+                data += block
+        if len(data) > limit:
+            raise CacheError(f"'{self._directory}/{name}' is longer than {limit} bytes")
+        return bytes(data)
+
+    def open(self, name: str) -> LocalFile | None:
+        parts = name.split("/")
+        if not all(parts) or {".", ".."} & set(parts) or "\0" in name:
+            raise CacheError(f"'{name[:200]}' is no file of the cache '{self._directory}'")
+        try:
+            descriptor = os.open(f"{self._directory}/{name}", _OPEN_FLAGS)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise CacheError(f"'{self._directory}/{name}' is no regular file")
+        return LocalFile(descriptor)
+
+
+class LocalFile:
+    """An open file of this machine; a context manager."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, size: int, /) -> bytes:
+        return os.read(self._descriptor, size)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
