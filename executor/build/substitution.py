@@ -71,11 +71,14 @@ class Substitution:
     async def close(self) -> None:
         """End what still runs and remove what was not finished."""
         running = [task for task in self._tasks.values() if not task.done()]
+        if running:
+            # Threads can't be cancelled, and a server may keep one waiting for minutes.
+            self._substituters.interrupt()
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running)
-        self._threads.shutdown()
+        await asyncio.to_thread(self._threads.shutdown)
         self._substituters.close()
         if self._scratch is not None:
             scratch, self._scratch = self._scratch, None
@@ -247,6 +250,9 @@ def open_substitution(
     # Imported late: HTTP, TLS and decompressors, which a store without substituters never needs.
     from executor.caches.substituters import open_substituters
 
+    required = store.store.location.require_signatures
+    if required is not None:
+        settings = replace(settings, require_sigs=required)
     loop = asyncio.get_running_loop()
     substituters = open_substituters(
         settings,

@@ -41,8 +41,9 @@ Warn = Callable[[str], object]
 class Cache(Protocol):
     """A substituter. Any number of threads may use it at once.
 
-    All methods but ``close`` raise ``ExecutorError`` or ``OSError``. ``query`` answers for the
-    path as the cache names it; whether it may be believed is for others to say.
+    ``interrupt`` makes what they do fail soon. Methods raise ``ExecutorError`` or ``OSError``.
+    ``query`` answers for the path as the cache names it; whether it may be believed is for others
+    to say.
     """
 
     @property
@@ -65,6 +66,8 @@ class Cache(Protocol):
 
     def stage(self, found: Found, directory_fd: int) -> Staged | None: ...
 
+    def interrupt(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -84,6 +87,10 @@ class Clients:
             options = WebOptions.of(self._settings)
             self._client = WebClient(options, self._environ, self._warn)
         return self._client
+
+    def interrupt(self) -> None:
+        if self._client is not None:
+            self._client.interrupt()
 
     def close(self) -> None:
         if self._client is not None:
@@ -231,7 +238,12 @@ class BinaryCache:
             if self._clients.fallback and time.monotonic() >= self._disabled_until:
                 self._disabled_until = time.monotonic() + _DISABLED_SECONDS
 
+    def interrupt(self) -> None:
+        """End transfers that other threads wait for."""
+        self._clients.interrupt()
+
     def close(self) -> None:
+        """Give up connections."""
         self._clients.close()
 
 

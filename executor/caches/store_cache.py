@@ -64,7 +64,11 @@ class StoreCache:
 
         return self._run(copy)
 
+    def interrupt(self) -> None:
+        """Nothing here waits for anybody else."""
+
     def close(self) -> None:
+        """Close the store."""
         if self._opened is not None:
             opened, self._opened = self._opened, None
             self._thread.submit(opened.close).result()

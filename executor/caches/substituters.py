@@ -82,6 +82,11 @@ class Substituters:
         """
         return found.cache.stage(found, directory_fd)
 
+    def interrupt(self) -> None:
+        """Make what other threads ask for here fail soon, for a quick end."""
+        for cache in self._caches:
+            cache.interrupt()
+
     def close(self) -> None:
         """Give up connections and stores."""
         for cache in self._caches:
@@ -115,19 +120,18 @@ def open_substituters(
     *,
     warn: Callable[[str], object],
     environ: Mapping[str, str] | None = None,
-    require_signatures: bool | None = None,
 ) -> Substituters | None:
     """The substituters of the settings; ``None`` if there are none that could be used.
 
     ``warn`` may be called from any thread. ``environ`` is searched for proxies (default: this
-    process's). ``require_signatures`` overrides the setting ``require-sigs``. Nothing is asked of
-    the network before the first query.
+    process's). Nothing is asked of the network before the first query.
     """
     addresses = _with_internet(_addresses(settings, warn), environ, warn)
     if not addresses:
         return None
-    required = settings.require_sigs if require_signatures is None else require_signatures
-    trust = Trust.of(store_dir, settings.trusted_public_keys, required=required, warn=warn)
+    trust = Trust.of(
+        store_dir, settings.trusted_public_keys, required=settings.require_sigs, warn=warn
+    )
     clients = Clients(settings, environ, warn)
     caches = [_open(address, store_dir, clients) for address in addresses]
     return Substituters(caches, trust, warn)

@@ -7,13 +7,16 @@ goes on where it stopped if the server can do that.
 
 from __future__ import annotations
 
+import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 import urllib3
+import urllib3.connection
 from urllib3.exceptions import (
     HTTPError,
     IncompleteRead,
@@ -99,6 +102,8 @@ class WebClient:
         self._passwords = Passwords(netrc_file)
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._stopped = threading.Event()
 
     def get(self, url: str, limit: int) -> bytes | None:
         """A whole file; ``None`` if the server doesn't have it.
@@ -132,6 +137,8 @@ class WebClient:
 
     def request(self, first: Endpoint, offset: int, *, encoded: bool) -> urllib3.BaseHTTPResponse:
         """Ask once, following redirections. Raises ``TransferError``."""
+        if not self.sleep(0):
+            raise failure(first.url, "the transfer was cancelled")
         endpoint = first
         for _ in range(MAX_REDIRECTIONS + 1):
             response = self._ask(endpoint, first, offset, encoded=encoded)
@@ -198,13 +205,47 @@ class WebClient:
             "ca_certs": options.ca_file or _DEFAULT_CA_FILE,
         }
         if proxy is None:
-            return urllib3.PoolManager(**arguments)
+            return self._watched(urllib3.PoolManager(**arguments))
         headers = {}
         if proxy.user is not None:
             headers["Proxy-Authorization"] = basic(proxy.user, proxy.password or "")
         host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
         url = f"http://{host}:{proxy.port}"
-        return urllib3.ProxyManager(url, proxy_headers=headers, **arguments)
+        return self._watched(urllib3.ProxyManager(url, proxy_headers=headers, **arguments))
+
+    def _watched(self, manager: urllib3.PoolManager) -> urllib3.PoolManager:
+        """Remember the sockets of a manager's connections, for ``interrupt``."""
+        sockets = self._sockets
+
+        class Plain(urllib3.connection.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                sockets.add(self.sock)
+
+        class Secure(urllib3.connection.HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                sockets.add(self.sock)
+
+        class PlainPool(urllib3.HTTPConnectionPool):
+            ConnectionCls = Plain
+
+        class SecurePool(urllib3.HTTPSConnectionPool):
+            ConnectionCls = Secure
+
+        manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+        return manager
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait; tells whether to go on."""
+        return not self._stopped.wait(seconds)
+
+    def interrupt(self) -> None:
+        """End all transfers from another thread: they raise ``TransferError``, as new ones do."""
+        self._stopped.set()
+        for connected in list(self._sockets):
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close connections that nobody uses."""
@@ -245,11 +286,14 @@ class Download:
                 if not error.transient or lost or self._attempt >= patience.attempts:
                     raise
                 pause = patience.pause(error, self._attempt)
+                if not self._client.sleep(0):
+                    raise
                 self._client.warn(
                     f"{error}; retrying in {int(pause * 1000)} ms "
                     f"(attempt {self._attempt}/{patience.attempts})"
                 )
-                time.sleep(pause)
+                if not self._client.sleep(pause):
+                    raise
 
     def _request(self) -> None:
         self.close()

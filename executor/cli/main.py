@@ -24,6 +24,7 @@ _COMMANDS = {
     "instantiate": "put hand-written derivations (JSON) into the store",
     "show": "print derivations as JSON",
     "add": "put a file or a directory into the store",
+    "copy": "copy closures to a binary cache, or from a substituter",
     "query": "ask what the store knows of its paths",
     "verify": "check that the store holds what it should",
     "log": "print the log of a build",

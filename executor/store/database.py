@@ -74,6 +74,10 @@ _QUERY_REALISATION = (
     "select v.path, r.signatures from Realisations r join ValidPaths v on v.id = r.outputPath"
     " where r.drvPath = ? and r.outputName = ?"
 )
+_REALISATIONS_OF = (
+    "select r.drvPath, r.outputName, r.signatures from Realisations r"
+    " join ValidPaths v on v.id = r.outputPath where v.path = ? order by r.drvPath, r.outputName"
+)
 _INSERT_REALISATION = (
     "insert into Realisations (drvPath, outputName, outputPath, signatures)"
     " values (?, ?, (select id from ValidPaths where path = ?), ?)"
@@ -280,6 +284,10 @@ class Database:
         """Path and signatures of one realisation."""
         rows = self._all(_QUERY_REALISATION, drv_hash, output)
         return rows[0] if rows else None
+
+    def realisations_of(self, path: str) -> list[tuple[str, str, str | None]]:
+        """Derivation, output and signatures of the realisations that a path is."""
+        return self._all(_REALISATIONS_OF, path)
 
     # Changes, to be made inside of transaction().
 

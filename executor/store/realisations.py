@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from executor.errors import StoreError
 from executor.formats.realisation import DrvOutput, Realisation
+from executor.formats.store_path import StorePath
 from executor.store.database import Database
 from executor.store.queries import Queries
 
@@ -32,6 +33,19 @@ class Realisations:
             return None
         path, signatures = row
         return Realisation(id, self._queries.parse(path), frozenset((signatures or "").split()))
+
+    def of_paths(self, paths: Iterable[StorePath]) -> list[Realisation]:
+        """Of which outputs some paths are the realisations; none without the feature."""
+        if not self.enabled:
+            return []
+        found = []
+        for path in sorted(paths):
+            for drv_hash, output, signatures in self._database.realisations_of(
+                self._queries.render(path)
+            ):
+                texts = frozenset((signatures or "").split())
+                found.append(Realisation(DrvOutput(drv_hash, output), path, texts))
+        return found
 
     def register(self, realisations: Iterable[Realisation]) -> None:
         """Record what outputs came to be; their paths are valid.
