@@ -60,21 +60,26 @@ class _Brotli:
         import brotli
 
         self._decoder = brotli.Decompressor()
+        # The library's limit is a soft one: a little more may come than was asked for.
+        self._surplus = b""
 
     @property
     def eof(self) -> bool:
-        return bool(self._decoder.is_finished())
+        return bool(self._decoder.is_finished()) and not self._surplus
 
     @property
     def needs_input(self) -> bool:
-        return bool(self._decoder.can_accept_more_data())
+        return bool(self._decoder.can_accept_more_data()) and not self._surplus
 
     @property
     def unused_data(self) -> bytes:
         return b""
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        return bytes(self._decoder.process(data, output_buffer_limit=max_length))
+        if not self._surplus:
+            self._surplus = bytes(self._decoder.process(data, output_buffer_limit=max_length))
+        piece, self._surplus = self._surplus[:max_length], self._surplus[max_length:]
+        return piece
 
 
 class _Zstd:
@@ -102,7 +107,7 @@ class _Decoded:
 
     def read(self, size: int, /) -> bytes:
         while True:
-            data = b""
+            data, ended = b"", False
             if self._decoder.eof:
                 data = self._decoder.unused_data or self._source.read(_BLOCK)
                 if self._padded:
@@ -115,11 +120,13 @@ class _Decoded:
                 self._decoder = self._new()
             elif self._decoder.needs_input:
                 data = self._source.read(_BLOCK)
-                if not data:
-                    raise EOFError("the compressed data ends too early")
+                ended = not data
             piece = self._decoder.decompress(data, size)
             if piece:
                 return piece
+            # Not before: brotli's last bytes of input may stand for much output.
+            if ended and not self._decoder.eof:
+                raise EOFError("the compressed data ends too early")
 
 
 class _Checked:

@@ -169,8 +169,7 @@ class WebClient:
         authorization = self._passwords.authorization(endpoint, first)
         if authorization:
             headers["Authorization"] = authorization
-        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-        url = f"{endpoint.scheme}://{host}:{endpoint.port}{endpoint.target}"
+        url = f"{endpoint.scheme}://{endpoint.host_header}{endpoint.target}"
         pool = self._pool(self._proxies.proxy_for(endpoint))
         try:
             return pool.request(
@@ -299,7 +298,8 @@ class Download:
         self.close()
         response = self._client.request(self._endpoint, self._received, encoded=self._encoded)
         part = response.headers.get("Content-Range", "")
-        if self._received and not continues(response.status, part, self._received):
+        partial = self._received or response.status == 206
+        if partial and not continues(response.status, part, self._received):
             response.close()
             self._resumable = False
             raise failure(self._endpoint.url, "the server doesn't go on where it stopped")
@@ -313,7 +313,7 @@ class Download:
             self._request()
         assert self._response is not None
         try:
-            data = self._response.read(size, decode_content=True)
+            data = self._response.read1(size, decode_content=True)
         except (HTTPError, OSError) as error:
             self.close()
             raise transport_failure(self._endpoint.url, error) from error
@@ -321,10 +321,10 @@ class Download:
         return data
 
     def close(self) -> None:
-        """Give the connection back if all was read, or drop it."""
+        """Drop the connection, unless all was read and it was given back."""
         if self._response is not None:
             response, self._response = self._response, None
-            _give_back(response)
+            response.close()
 
     def __enter__(self) -> Self:
         return self
@@ -334,13 +334,12 @@ class Download:
 
 
 def _give_back(response: urllib3.BaseHTTPResponse) -> None:
-    """Keep the connection if little is left of the answer."""
+    """Keep the connection of an answer that nobody reads, if it isn't long."""
     try:
-        if len(response.read(_DRAIN, decode_content=False)) < _DRAIN:
-            response.release_conn()
-            return
+        while (response.length_remaining or 0) <= _DRAIN and response.read1(_DRAIN):
+            pass
     except (HTTPError, OSError, ValueError):
-        pass  # broken, or closed already
+        pass  # broken
     response.close()
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import lzma
-import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +17,13 @@ from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import make_fixed_output_path
 from tests.build.conftest import Drv, Workshop, fixed, sha256
 from tests.build.conftest import workshop as workshop
+from tests.web import Answer, Server
+from tests.web import server as server
 
 pytestmark = pytest.mark.root
 
 CONTENT = b"hello from afar\n" * 1000
 SECRET = "tiger"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server says; ``cut`` makes it promise more than it sends."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    cut: int = 0
-
-
-class Server:
-    """Answers by path, each answer of a list once and the last one for ever."""
-
-    def __init__(self, http: ThreadingHTTPServer) -> None:
-        self._http = http
-        self.answers: dict[str, list[Answer]] = {}
-        self.requests: list[tuple[str, Mapping[str, str]]] = []
-
-    def url(self, path: str, user: str = "") -> str:
-        return f"http://{user}127.0.0.1:{self._http.server_port}{path}"
-
-    def offer(self, path: str, *answers: Answer) -> str:
-        self.answers[path] = list(answers)
-        return self.url(path)
-
-    def next(self, path: str) -> Answer:
-        answers = self.answers.get(path, [Answer(404)])
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-    @property
-    def paths(self) -> list[str]:
-        return [path for path, _headers in self.requests]
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found.requests.append((self.path, dict(self.headers)))
-            answer = found.next(self.path)
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body) + answer.cut))
-            self.end_headers()
-            self.wfile.write(answer.body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            del format, args
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found = Server(http)
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield found
-    http.shutdown()
-    thread.join(20)
-    http.server_close()
 
 
 def fetch(
