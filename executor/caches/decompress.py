@@ -106,7 +106,8 @@ class _Decoded:
         self._decoder = new()
 
     def read(self, size: int, /) -> bytes:
-        while True:
+        # To some decoders a limit of 0 is an error, to others a reason to read on for ever.
+        while size:
             data, ended = b"", False
             if self._decoder.eof:
                 data = self._decoder.unused_data or self._source.read(_BLOCK)
@@ -127,6 +128,7 @@ class _Decoded:
             # Not before: brotli's last bytes of input may stand for much output.
             if ended and not self._decoder.eof:
                 raise EOFError("the compressed data ends too early")
+        return b""
 
 
 class _Checked:

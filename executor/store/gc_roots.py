@@ -1,0 +1,263 @@
+"""Finding what keeps paths from the collector: links, temporary roots, running processes (K1, K3).
+
+Nothing here opens a file that somebody else may have put there: links are only read, and what
+a user's directory below `gcroots` or `profiles` holds can add roots but never take one away.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from executor.errors import FormatError, StoreError
+from executor.formats.store_path import StoreDir, StorePath
+from executor.store.location import StoreLocation
+from executor.store.locks import try_lock
+
+# What keeps each path: a link, a file of /proc, or "{temp:<pid>}".
+Roots = dict[StorePath, set[str]]
+Report = Callable[[str], object]
+CENSORED = "{censored}"
+
+# What may happen to a link that others change meanwhile, or that a user has made unreadable.
+_UNREADABLE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+)
+_GONE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ESRCH, errno.ENOTDIR})
+_KERNEL_PROGRAMS = ("modprobe", "fbsplash", "poweroff_cmd")
+_NAME = rb"/[0-9a-z]+[0-9a-zA-Z+\-._?=]*"
+_STALE = b"d"
+
+
+def find_permanent_roots(
+    location: StoreLocation, is_valid: Callable[[StorePath], bool], report: Report
+) -> Roots:
+    """The valid paths that links below `gcroots` and `profiles` keep.
+
+    Links in `gcroots/auto` whose target has gone are removed. Raises StoreError for a directory
+    that can't be read for another reason than its owner's will.
+    """
+    finder = _LinkFinder(location, is_valid, report)
+    for name in ("gcroots", "profiles"):
+        finder.walk(f"{location.state_dir}/{name}")
+    return finder.roots
+
+
+class _LinkFinder:
+    """One walk; `roots` is what it found."""
+
+    def __init__(
+        self, location: StoreLocation, is_valid: Callable[[StorePath], bool], report: Report
+    ) -> None:
+        self._store_dir = location.store_dir
+        self._auto = f"{location.state_dir}/gcroots/auto"
+        self._is_valid = is_valid
+        self._report = report
+        self.roots: Roots = {}
+
+    def walk(self, top: str) -> None:
+        todo = [top]
+        while todo:
+            path = todo.pop()
+            try:
+                mode = os.lstat(path).st_mode
+                if stat.S_ISDIR(mode):
+                    with os.scandir(path) as entries:
+                        todo += [entry.path for entry in entries]
+                elif stat.S_ISLNK(mode):
+                    self._link(path)
+                elif stat.S_ISREG(mode):
+                    self._file(path)
+            except OSError as error:
+                if error.errno not in _UNREADABLE:
+                    raise StoreError(
+                        f"cannot find garbage collector roots in '{path}': {error.strerror}"
+                    ) from error
+                self._report(f"cannot read potential root '{path}'")
+
+    def _link(self, path: str) -> None:
+        target = os.readlink(path)
+        if self._in_store(target):
+            self._found(path, target)
+            return
+        # An indirect root: a link to a link of the user's into the store.
+        target = os.path.normpath(os.path.join(os.path.dirname(path), target))
+        try:
+            mode = os.lstat(target).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.dirname(path) == self._auto:
+                self._report(f"removing stale link from '{path}' to '{target}'")
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+            return
+        if stat.S_ISLNK(mode) and self._in_store(final := os.readlink(target)):
+            self._found(target, final)
+
+    def _file(self, path: str) -> None:
+        """A file named as a store path is a root for it."""
+        with suppress(FormatError):
+            store_path = StorePath.parse(os.path.basename(path))
+            if self._is_valid(store_path):
+                self.roots.setdefault(store_path, set()).add(path)
+
+    def _in_store(self, target: str) -> bool:
+        return target.startswith(self._store_dir.path + "/")
+
+    def _found(self, link: str, target: str) -> None:
+        try:
+            store_path = self._store_dir.split(target)[0]
+        except FormatError:
+            return
+        if self._is_valid(store_path):
+            self.roots.setdefault(store_path, set()).add(link)
+        else:
+            self._report(f"skipping invalid root from '{link}' to '{target}'")
+
+
+def find_temporary_roots(location: StoreLocation, report: Report) -> Roots:
+    """What living processes have announced; the paths needn't be valid.
+
+    Files of dead processes are removed: those whose lock can be had. Raises StoreError.
+    """
+    directory = f"{location.state_dir}/temproots"
+    roots: Roots = {}
+    try:
+        for name in sorted(os.listdir(directory)):
+            if not name.startswith("."):
+                for text in _read_roots_file(f"{directory}/{name}", report):
+                    with suppress(FormatError, UnicodeDecodeError):
+                        path = location.store_dir.parse(text.decode())
+                        roots.setdefault(path, set()).add(f"{{temp:{name}}}")
+    except OSError as error:
+        raise StoreError(
+            f"cannot read temporary roots in '{directory}': {error.strerror}"
+        ) from error
+    return roots
+
+
+def _read_roots_file(path: str, report: Report) -> list[bytes]:
+    """The complete entries in the file of a living process; none of a dead one's, which goes."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    with open(fd, "r+b", buffering=0) as file:
+        if try_lock(fd, exclusive=True):
+            report(f"removing stale temporary roots file '{path}'")
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            # Whoever opened it before it went sees that it must make another one.
+            file.write(_STALE)
+            return []
+        return file.read().split(b"\0")[:-1]
+
+
+def find_runtime_roots(location: StoreLocation, is_valid: Callable[[StorePath], bool]) -> Roots:
+    """The valid paths that running processes use, as far as /proc shows them to us.
+
+    That is programs, working directories, open files, mappings, environments, and the kernel's
+    own helpers. In a chroot store both spellings of a path count.
+    """
+    scanner = _ProcessScanner(location)
+    return {path: links for path, links in scanner.scan().items() if is_valid(path)}
+
+
+class _ProcessScanner:
+    """Reads /proc, and knows what a store path looks like there."""
+
+    def __init__(self, location: StoreLocation) -> None:
+        self._store_dir = location.store_dir
+        directories = {location.store_dir.path, location.real_store_dir}
+        self._prefixes = {directory: len(directory) + 1 for directory in directories}
+        spelled = b"|".join(re.escape(os.fsencode(directory)) for directory in sorted(directories))
+        self._pattern = re.compile(b"(?:" + spelled + b")" + _NAME)
+        self._roots: Roots = {}
+
+    def scan(self) -> Roots:
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                self._process(f"/proc/{name}")
+        for name in _KERNEL_PROGRAMS:
+            self._text(f"/proc/sys/kernel/{name}")
+        return self._roots
+
+    def _process(self, directory: str) -> None:
+        for name in ("exe", "cwd"):
+            self._link(f"{directory}/{name}")
+        for descriptor in _names(f"{directory}/fd"):
+            self._link(f"{directory}/fd/{descriptor}")
+        for name in ("maps", "environ"):
+            self._text(f"{directory}/{name}")
+
+    def _link(self, path: str) -> None:
+        try:
+            self._add(os.readlink(path), path)
+        except OSError as error:
+            _unless_gone(path, error)
+
+    def _text(self, path: str) -> None:
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            _unless_gone(path, error)
+            return
+        for text in set(self._pattern.findall(data)):
+            self._add(os.fsdecode(text), path)
+
+    def _add(self, text: str, origin: str) -> None:
+        for directory, length in self._prefixes.items():
+            if text.startswith(directory + "/"):
+                with suppress(FormatError):
+                    path = StorePath.parse(text[length:].partition("/")[0])
+                    self._roots.setdefault(path, set()).add(origin)
+
+
+def _names(directory: str) -> Iterator[str]:
+    try:
+        yield from os.listdir(directory)
+    except OSError as error:
+        _unless_gone(directory, error)
+
+
+def _unless_gone(path: str, error: OSError) -> None:
+    """A process that ended or belongs to somebody else has no roots for us; the rest is an error.
+
+    Anything else must stop the collector: it would delete what it couldn't see.
+    """
+    if error.errno not in _GONE:
+        raise StoreError(f"cannot look for roots in '{path}': {error.strerror}") from error
+
+
+def find_roots(
+    location: StoreLocation,
+    is_valid: Callable[[StorePath], bool],
+    report: Report,
+    *,
+    censor: bool,
+) -> Roots:
+    """All roots of all kinds; with `censor`, not which processes have them."""
+    roots = find_permanent_roots(location, is_valid, report)
+    others = (find_runtime_roots(location, is_valid), find_temporary_roots(location, report))
+    for found in others:
+        for path, links in found.items():
+            roots.setdefault(path, set()).update({CENSORED} if censor else links)
+    return roots
+
+
+def hash_part(name: bytes) -> str | None:
+    """The hash part of a name in the store directory, also of one that is too long for a path."""
+    part = name[:32]
+    if len(part) == 32 and name[32:33] == b"-" and part.isalnum() and part.isascii():
+        return part.decode()
+    return None
+
+
+def parse_line(store_dir: StoreDir, line: bytes) -> StorePath | None:
+    """The store path that a client of the collector's socket has sent, if it is one."""
+    try:
+        return store_dir.parse(line.decode())
+    except (FormatError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,229 @@
+"""The collector's socket: others announce temporary roots while it runs (row K1).
+
+A client sends a store path and a newline, and gets "1" once the path is safe, or gone for good:
+where the collector is deleting it at this moment, the answer waits until that is over. A thread
+of its own serves all clients. Anybody may connect, so each of them is bounded in what it costs.
+"""
+
+import os
+import selectors
+import socket
+import threading
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from executor.errors import StoreError
+from executor.formats.store_path import StoreDir
+from executor.store.gc_roots import parse_line
+
+_ANSWER = b"1"
+_BACKLOG = 100
+_READ = 1 << 16
+# Longer than any path; what has no newline by then comes from no client of ours.
+_LONGEST_LINE = 8192
+# With more, the one that has been silent longest is sent away; it comes again if it has to.
+_MOST_CLIENTS = 256
+_JOIN_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class _Client:
+    """A connection, what it has sent so far, and the path that it waits for."""
+
+    connection: socket.socket
+    data: bytearray = field(default_factory=bytearray)
+    waits_for: str | None = None
+
+
+class RootsServer:
+    """Serves clients from construction on; a context manager.
+
+    The collector calls `begin` before it touches a path and `end` afterwards.
+    """
+
+    def __init__(self, state_dir: str, store_dir: StoreDir) -> None:
+        self._store_dir = store_dir
+        self._lock = threading.Lock()
+        self._known: set[str] = set()
+        self._news: set[str] = set()
+        self._pending: str | None = None
+        self._stopping = False
+        self._clients: dict[socket.socket, _Client] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wakeup_out, self._wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._directory_fd, self._server = _listen(f"{state_dir}/gc-socket")
+        self._selector.register(self._server, selectors.EVENT_READ)
+        self._selector.register(self._wakeup_out, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="gc-roots", daemon=True)
+        self._thread.start()
+
+    # The collector's side.
+
+    def add_known(self, hash_parts: Collection[str]) -> None:
+        """Roots that the collector itself has found."""
+        with self._lock:
+            self._known.update(hash_parts)
+
+    def knows(self, hash_part: str) -> bool:
+        """Whether a hash part belongs to a temporary root; only a hint outside of `begin`."""
+        with self._lock:
+            return hash_part in self._known
+
+    def begin(self, hash_part: str) -> Collection[str] | None:
+        """Claim a hash part for deletion; from now on clients that ask for it wait.
+
+        Returns None when it was claimed. Otherwise nothing is claimed: it is a temporary root,
+        or there are new roots, and the result are their hash parts (perhaps none).
+        """
+        with self._lock:
+            news, self._news = self._news, set()
+            if news or hash_part in self._known:
+                return news
+            self._pending = hash_part
+        return None
+
+    def end(self) -> None:
+        """The claimed path has gone, or stays; clients that wait for it get their answer."""
+        with self._lock:
+            self._pending = None
+        self._wake_up()
+
+    def close(self) -> None:
+        """Send all clients away; they look for the lock again."""
+        self._stopping = True
+        self._wake_up()
+        self._thread.join(_JOIN_SECONDS)
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.close()
+        # The name first: nobody connects to a socket that is closed but still there.
+        with suppress(OSError):
+            os.unlink("socket", dir_fd=self._directory_fd)
+        self._server.close()
+        for fd in (self._directory_fd, self._wakeup_in, self._wakeup_out):
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _wake_up(self) -> None:
+        # A full pipe wakes it up as well.
+        with suppress(BlockingIOError):
+            os.write(self._wakeup_in, b"x")
+
+    # The thread's side.
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            for key, _events in self._selector.select():
+                if key.fileobj is self._server:
+                    self._accept()
+                elif key.fileobj == self._wakeup_out:
+                    os.read(self._wakeup_out, _READ)
+                elif (client := self._clients.get(key.fileobj)) is not None:  # type: ignore[call-overload]
+                    self._receive(client)
+            for client in list(self._clients.values()):
+                if client.waits_for is not None:
+                    self._work(client)
+
+    def _accept(self) -> None:
+        if len(self._clients) >= _MOST_CLIENTS:
+            # The order of the mapping is that of the last sign of life.
+            self._drop(next(iter(self._clients)))
+        try:
+            connection, _ = self._server.accept()
+        except OSError:
+            return
+        connection.setblocking(False)
+        self._clients[connection] = _Client(connection)
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _receive(self, client: _Client) -> None:
+        try:
+            data = client.connection.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(client.connection)
+            return
+        self._clients[client.connection] = self._clients.pop(client.connection)
+        client.data += data
+        self._work(client)
+
+    def _work(self, client: _Client) -> None:
+        """Answer all complete lines, up to one that has to wait."""
+        answers = 0
+        while True:
+            if client.waits_for is None:
+                line, newline, rest = bytes(client.data).partition(b"\n")
+                if not newline:
+                    break
+                client.data = bytearray(rest)
+                path = parse_line(self._store_dir, line)
+                client.waits_for = None if path is None else path.digest
+            if client.waits_for is not None and not self._take(client.waits_for):
+                break
+            client.waits_for = None
+            # What is no path gets its answer, too: it can't be deleted.
+            answers += 1
+        try:
+            if answers and client.connection.send(_ANSWER * answers) != answers:
+                self._drop(client.connection)
+                return
+        except OSError:
+            self._drop(client.connection)
+            return
+        if len(client.data) > _LONGEST_LINE:
+            self._drop(client.connection)
+
+    def _take(self, hash_part: str) -> bool:
+        """Remember a root; False while it is being deleted."""
+        with self._lock:
+            if hash_part not in self._known:
+                self._known.add(hash_part)
+                self._news.add(hash_part)
+            return self._pending != hash_part
+
+    def _drop(self, connection: socket.socket) -> None:
+        del self._clients[connection]
+        self._selector.unregister(connection)
+        connection.close()
+
+
+def _listen(directory: str) -> tuple[int, socket.socket]:
+    """A listening socket named "socket" in a directory, and that directory's descriptor.
+
+    The path may be longer than the 107 bytes of an address.
+    """
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        directory_fd = os.open(directory, flags)
+    except OSError as error:
+        raise StoreError(f"cannot open '{directory}': {error.strerror}") from error
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink("socket", dir_fd=directory_fd)
+        server.bind(f"/proc/self/fd/{directory_fd}/socket")
+        os.chmod("socket", 0o666, dir_fd=directory_fd)
+        server.listen(_BACKLOG)
+        server.setblocking(False)
+    except OSError as error:
+        server.close()
+        os.close(directory_fd)
+        raise StoreError(f"cannot listen on '{directory}/socket': {error.strerror}") from error
+    return directory_fd, server
