@@ -34,6 +34,8 @@ _INFO_LIMIT = 1 << 16
 _NARINFO_LIMIT = 16 << 20
 _REALISATION_LIMIT = 1 << 20
 _DISABLED_SECONDS = 60.0
+# Who can't be reached at all is given up sooner than who was there a moment ago.
+_FIRST_ATTEMPTS = 3
 
 Warn = Callable[[str], object]
 
@@ -150,7 +152,7 @@ class BinaryCache:
 
     def prepare(self) -> None:
         """Ask the cache who it is."""
-        data = self._files.get(INFO_NAME, _INFO_LIMIT)
+        data = self._files.get(INFO_NAME, _INFO_LIMIT, attempts=_FIRST_ATTEMPTS)
         if data is None:
             # Stock Nix makes this file in a directory that lacks it.
             if self._address.kind == "file" and os.path.isdir(self._address.base):

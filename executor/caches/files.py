@@ -24,11 +24,12 @@ class OpenFile(Protocol):
 class Files(Protocol):
     """What a cache consists of. Names are relative, with slashes; none begins with one.
 
-    ``None`` stands for a file that isn't there. Raises ``CacheError``, ``TransferError`` or
+    ``None`` stands for a file that isn't there; ``attempts`` is how often to try, where that makes
+    sense. Raises ``CacheError``, ``TransferError`` or
     ``OSError``.
     """
 
-    def get(self, name: str, limit: int) -> bytes | None: ...
+    def get(self, name: str, limit: int, *, attempts: int | None = None) -> bytes | None: ...
 
     def open(self, name: str) -> OpenFile | None: ...
 
@@ -40,8 +41,8 @@ class WebFiles:
         self._base = base + "/"
         self._client = client
 
-    def get(self, name: str, limit: int) -> bytes | None:
-        return self._client.get(self._base + name, limit)
+    def get(self, name: str, limit: int, *, attempts: int | None = None) -> bytes | None:
+        return self._client.get(self._base + name, limit, attempts=attempts)
 
     def open(self, name: str) -> Download | None:
         """``name`` may be a whole URL, too: caches may keep archives elsewhere."""
@@ -57,7 +58,8 @@ class DirectoryFiles:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
-    def get(self, name: str, limit: int) -> bytes | None:
+    def get(self, name: str, limit: int, *, attempts: int | None = None) -> bytes | None:
+        del attempts
         file = self.open(name)
         if file is None:
             return None

@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
@@ -105,12 +105,12 @@ class WebClient:
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._stopped = threading.Event()
 
-    def get(self, url: str, limit: int) -> bytes | None:
+    def get(self, url: str, limit: int, *, attempts: int | None = None) -> bytes | None:
         """A whole file; ``None`` if the server doesn't have it.
 
-        Raises ``TransferError``, and ``CacheError`` for one of more than ``limit`` bytes.
+        ``attempts`` limits how often it is tried, below what the options say. Raises ``TransferError``, and ``CacheError`` for one of more than ``limit`` bytes.
         """
-        download = self.open(url, encoded=True)
+        download = self.open(url, encoded=True, attempts=attempts)
         if download is None:
             return None
         with download:
@@ -121,12 +121,17 @@ class WebClient:
                     raise CacheError(f"'{url}' is longer than {limit} bytes")
         return bytes(data)
 
-    def open(self, url: str, *, encoded: bool = False) -> Download | None:
+    def open(
+        self, url: str, *, encoded: bool = False, attempts: int | None = None
+    ) -> Download | None:
         """A file as a stream; ``None`` if the server doesn't have it. Raises ``TransferError``.
 
         With ``encoded`` the server may compress it on the way; then a break means a new start.
         """
-        download = Download(self, parse_url(url), encoded=encoded)
+        patience = self.options.patience
+        if attempts is not None:
+            patience = replace(patience, attempts=min(attempts, patience.attempts))
+        download = Download(self, parse_url(url), patience, encoded=encoded)
         try:
             download.start()
         except TransferError as error:
@@ -257,8 +262,11 @@ class WebClient:
 class Download:
     """One file that is being received; a context manager."""
 
-    def __init__(self, client: WebClient, endpoint: Endpoint, *, encoded: bool) -> None:
+    def __init__(
+        self, client: WebClient, endpoint: Endpoint, patience: Patience, *, encoded: bool
+    ) -> None:
         self._client = client
+        self._patience = patience
         self._endpoint = endpoint
         self._encoded = encoded
         self._response: urllib3.BaseHTTPResponse | None = None
@@ -275,7 +283,7 @@ class Download:
         return self._try(lambda: self._receive(size))
 
     def _try(self, action: Callable[[], T]) -> T:
-        patience = self._client.options.patience
+        patience = self._patience
         while True:
             try:
                 return action()
