@@ -57,7 +57,7 @@ def compare(
     in the store's thread. Raises ``BuildFailureError`` for a fixed output with a wrong hash.
     """
     for item in staged:
-        check_fixed(store, item, preparation, keys)
+        check_fixed(store, item, preparation, keys, keep_wrong=False)
     differing: list[Differing] = []
     for item in staged:
         # A content-addressed output that differs belongs elsewhere; it is compared with the one

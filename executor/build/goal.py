@@ -336,9 +336,12 @@ class _Job:
         """Register, under the locks of paths that weren't known when the build began."""
         known = set(preparation.outputs.values())
         others = [item.info.path for item in staged if item.info.path not in known]
-        async with self._locked([self._store.real_path(path) for path in others]):
+        paths = [self._store.real_path(path) for path in others]
+        # A fixed output has another path than it should: it is kept where nobody is busy with it.
+        wrong = preparation.derivation.is_fixed_output and paths
+        async with self._locked(paths, patient=not wrong) as locked:
             await self._context.store.call(
-                install, self._store, staged, preparation, self._context.keys
+                install, self._store, staged, preparation, self._context.keys, keep_wrong=locked
             )
 
     async def _compare(
@@ -367,12 +370,15 @@ class _Job:
             raise not_deterministic(self.name, differing)
 
     @asynccontextmanager
-    async def _locked(self, paths: list[str]) -> AsyncIterator[None]:
+    async def _locked(self, paths: list[str], *, patient: bool) -> AsyncIterator[bool]:
+        """Hold the locks of some paths; without patience, only if nobody else has them."""
         locks = PathLocks()
-        while paths and not locks.try_acquire(paths):
+        locked = not paths or locks.try_acquire(paths)
+        while patient and not locked:
             await asyncio.sleep(_POLL)
+            locked = locks.try_acquire(paths)
         try:
-            yield
+            yield locked
         finally:
             locks.release()
 

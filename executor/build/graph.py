@@ -361,9 +361,10 @@ class _Run:
         failures = [result for result in results if not result.success]
         if not failures:
             return None
-        if all(result.status is BuildStatus.CANCELLED for result in failures):
+        guilty = [result for result in failures if result.status is not BuildStatus.CANCELLED]
+        if not guilty:
             return _cancelled(node.drv_path)
-        return self._dependency_failed(node, failures)
+        return self._dependency_failed(node, guilty)
 
     async def _resolved(self, node: Node, resolved: Node) -> BuildResult:
         """Realise the resolved derivation in place of ``node``, and note what came of it."""

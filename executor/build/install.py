@@ -35,11 +35,16 @@ def install(
     staged: Sequence[StagedOutput],
     preparation: Preparation,
     keys: Sequence[SecretKey],
+    *,
+    keep_wrong: bool = True,
 ) -> None:
-    """Check the outputs of one build and register them all, or raise ``BuildFailureError``."""
+    """Check the outputs of one build and register them all, or raise ``BuildFailureError``.
+
+    ``keep_wrong`` registers a fixed output with another hash under its true path.
+    """
     name = store.store_dir.render(preparation.drv_path)
     for item in staged:
-        check_fixed(store, item, preparation, keys)
+        check_fixed(store, item, preparation, keys, keep_wrong=keep_wrong)
     infos = {item.output: item.info for item in staged}
     valid = {
         output: preparation.outputs[output]
@@ -70,12 +75,17 @@ def install(
 
 
 def check_fixed(
-    store: LocalStore, item: StagedOutput, preparation: Preparation, keys: Sequence[SecretKey]
+    store: LocalStore,
+    item: StagedOutput,
+    preparation: Preparation,
+    keys: Sequence[SecretKey],
+    *,
+    keep_wrong: bool,
 ) -> None:
     """The hash that was promised, and no references (rows O8, O9).
 
-    Raises ``BuildFailureError``; an output with another hash is kept under its true path, unless
-    it was built to be compared.
+    Raises ``BuildFailureError``; with ``keep_wrong``, an output with another hash is kept under
+    its true path.
     """
     specification = preparation.derivation.outputs[item.output]
     if not isinstance(specification, FixedOutput):
@@ -86,7 +96,7 @@ def check_fixed(
     except UnaddressableOutputError as error:
         raise unable(str(error), FailureCause.OUTPUT) from error
     except FixedOutputError as error:
-        if item.info.path not in item.info.references and not preparation.check:
+        if keep_wrong and item.info.path not in item.info.references:
             _move_and_register(store, [item], keys)
         raise BuildFailureError(
             BuildStatus.HASH_MISMATCH, str(error), FailureCause.OUTPUT

@@ -108,7 +108,8 @@ class WebClient:
     def get(self, url: str, limit: int, *, attempts: int | None = None) -> bytes | None:
         """A whole file; ``None`` if the server doesn't have it.
 
-        ``attempts`` limits how often it is tried, below what the options say. Raises ``TransferError``, and ``CacheError`` for one of more than ``limit`` bytes.
+        ``attempts`` limits how often it is tried, below what the options say. Raises
+        ``TransferError``, and ``CacheError`` for one of more than ``limit`` bytes.
         """
         download = self.open(url, encoded=True, attempts=attempts)
         if download is None:

@@ -58,9 +58,6 @@ def test_a_recursive_fixed_output_has_the_path_of_an_added_tree(workshop: Worksh
     assert (done.returncode, done.stdout.strip()) == (0, added), done.stderr
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_Job._install waits for the lock of the true path without end"
-)
 def test_a_wrong_output_does_not_wait_for_a_slow_one_at_its_true_path(
     workshop: Workshop, meeting: Path
 ) -> None:

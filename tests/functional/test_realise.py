@@ -99,9 +99,6 @@ def test_a_dependent_of_failures_names_them(workshop: Workshop) -> None:
     assert errors(done)[-1].startswith(f"error: 2 dependencies of '{top.text}' failed: ")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_Run._dependency_failed counts what was cancelled among the failed"
-)
 def test_a_dependent_does_not_blame_what_was_cancelled(workshop: Workshop) -> None:
     drvs = [workshop.make(f"bad{number}", "exit 1") for number in range(3)]
     top = workshop.make("top", inputs=drvs)
