@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import lru_cache
 
 from executor.errors import FormatError
 from executor.formats.aterm import DerivationTerm, InputTerm, parse_term, unparse_term
@@ -205,8 +206,7 @@ def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
         for raw in term.outputs
     }
     input_drvs = {
-        store_dir.parse(_text(path)): frozenset(map(_text, names))
-        for path, names in term.input_drvs
+        store_dir.parse(_text(path)): _output_names(names) for path, names in term.input_drvs
     }
     input_srcs = frozenset(store_dir.parse(_text(path)) for path in term.input_srcs)
     derivation = Derivation(
@@ -226,6 +226,12 @@ def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
     if to_term(derivation, store_dir) != term:
         raise FormatError(f"derivation '{name}' is not written in its canonical form")
     return derivation
+
+
+@lru_cache(maxsize=256)
+def _output_names(names: tuple[bytes, ...]) -> frozenset[str]:
+    """Most inputs are wanted for the same few outputs: one set serves them all."""
+    return frozenset(map(_text, names))
 
 
 def _parse_nodes(nodes: tuple[tuple[bytes, InputTerm], ...]) -> dict[str, InputNode]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from executor.errors import FormatError
 from executor.formats import base32
@@ -53,15 +54,23 @@ class StorePath:
 
     @classmethod
     def parse(cls, base_name: str) -> StorePath:
-        """Read ``<digest>-<name>``. Raises ``FormatError``."""
-        digest, dash, name = base_name[:DIGEST_LENGTH], base_name[32:33], base_name[33:]
-        if len(digest) != DIGEST_LENGTH or dash != "-" or not base32.is_valid(digest):
-            raise FormatError(f"'{base_name[:300]}' is not the base name of a store path")
-        check_name(name)
-        return cls(digest, name)
+        """Read ``<digest>-<name>``. Raises ``FormatError``.
+
+        Large graphs name the same paths over and over: equal ones are one object, mostly.
+        """
+        return _parse_base_name(base_name)
 
     def __str__(self) -> str:
         return self.base_name
+
+
+@lru_cache(maxsize=1 << 14)
+def _parse_base_name(base_name: str) -> StorePath:
+    digest, dash, name = base_name[:DIGEST_LENGTH], base_name[32:33], base_name[33:]
+    if len(digest) != DIGEST_LENGTH or dash != "-" or not base32.is_valid(digest):
+        raise FormatError(f"'{base_name[:300]}' is not the base name of a store path")
+    check_name(name)
+    return StorePath(digest, name)
 
 
 @dataclass(frozen=True, slots=True)
