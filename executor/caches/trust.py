@@ -84,8 +84,8 @@ class Trust:
             return True
         warn(
             f"ignoring the realisation of '{realisation.id}' from '{cache.shown}', as it's not "
-            "signed by any of the keys in 'trusted-public-keys' (whoever vouches for this cache may "
-            "add '?trusted=true' to its URL)"
+            "signed by any of the keys in 'trusted-public-keys' (who vouches for the whole cache "
+            "may add '?trusted=true' to its URL)"
         )
         return False
 
