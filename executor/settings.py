@@ -72,6 +72,7 @@ class Settings:
     stalled_download_timeout: int = 300
     download_attempts: int = 5
     user_agent_suffix: str = ""
+    json_log_path: str = ""
     substitute: bool = True
     substituters: tuple[str, ...] = ("https://cache.nixos.org/",)
     trusted_public_keys: frozenset[str] = frozenset(
@@ -147,7 +148,7 @@ NIX_ONLY = frozenset(
     download-buffer-size download-speed eval-cache eval-cores eval-system external-builders
     filetransfer-retry-delay filetransfer-retry-delay-rate-limited
     filetransfer-retry-jitter filetransfer-retry-max-delay flake-registry force-git
-    gc-reserved-space-old http2 http3 ignore-try impersonate-linux-26 json-log-path
+    gc-reserved-space-old http2 http3 ignore-try impersonate-linux-26
     keep-env-derivations lazy-locks lazy-trees lint-absolute-path-literals
     lint-short-path-literals lint-url-literals log-format max-call-depth narinfo-cache-meta-ttl
     narinfo-cache-negative-ttl narinfo-cache-positive-ttl nix-path

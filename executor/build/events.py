@@ -75,6 +75,24 @@ class BuildPhase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BuildTransfer:
+    """The builder said (by an ``@nix`` line) how a download goes that it makes (row G8).
+
+    ``transfer`` is the builder's own number for it; ``action`` is "start" (with ``level`` and
+    ``text``), "result" (of a ``kind``, as Nix numbers results), or "stop".
+    """
+
+    build_id: int
+    drv_path: StorePath
+    transfer: int
+    action: str
+    level: int = 0
+    text: str = ""
+    kind: int = 0
+    fields: tuple[int | str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildFinished:
     """The derivation is done, whether a builder ran for it or not."""
 
@@ -115,6 +133,7 @@ Event = (
     | BuildStarted
     | BuildLogLine
     | BuildPhase
+    | BuildTransfer
     | BuildFinished
     | WaitingForLock
     | WaitingForUser

@@ -17,13 +17,14 @@ from executor.build.events import (
     BuildLogLine,
     BuildPhase,
     BuildStarted,
+    BuildTransfer,
     Notice,
     WaitingForLock,
     WaitingForUser,
 )
 from executor.build.failure import BuildFailureError, unable
 from executor.build.install import install
-from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine
+from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine, TransferLine
 from executor.build.outputs import OutputRules, collect_outputs
 from executor.build.plan import Node, static_outputs
 from executor.build.prebuild import run_pre_build_hook
@@ -291,7 +292,20 @@ class _Job:
                     BuildPhase(build_id=self._build_id, drv_path=drv_path, phase=phase)
                 )
             case MessageLine(level, text):
-                self._context.emit(Notice(level=max(level, 1), text=text))
+                self._context.emit(Notice(level=min(max(level, 1), 7), text=text))
+            case TransferLine():
+                self._context.emit(
+                    BuildTransfer(
+                        build_id=self._build_id,
+                        drv_path=drv_path,
+                        transfer=entry.transfer,
+                        action=entry.action,
+                        level=min(max(entry.level, 1), 7),
+                        text=entry.text,
+                        kind=entry.kind,
+                        fields=entry.fields,
+                    )
+                )
 
     def _verdict(
         self, outcome: Outcome, preparation: Preparation, workspace: Workspace

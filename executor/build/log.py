@@ -8,13 +8,19 @@ from __future__ import annotations
 import json
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeGuard
 
 # A line longer than this is handed on in pieces; the log file always has the exact bytes.
 MAX_LINE = 1 << 20
 # A structured line longer than this is treated as text (Nix's own are a few hundred bytes).
 _MAX_STRUCTURED = 1 << 16
 _PREFIX = b"@nix "
-_SET_PHASE = 104
+_FILE_TRANSFER, _SET_PHASE = 101, 104
+# Nix's own have two or four; numbers are what 64 bits hold.
+_MAX_FIELDS = 16
+_MAX_NUMBER = 1 << 64
+# Downloads that a builder may have under way; Nix's own have 25.
+_MAX_TRANSFERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,19 @@ class MessageLine:
     text: str
 
 
-LogEntry = TextLine | PhaseLine | MessageLine
+@dataclass(frozen=True, slots=True)
+class TransferLine:
+    """The builder tells how a download goes: it began, something came of it, it ended."""
+
+    action: str
+    transfer: int
+    level: int = 0
+    text: str = ""
+    kind: int = 0
+    fields: tuple[int | str, ...] = ()
+
+
+LogEntry = TextLine | PhaseLine | MessageLine | TransferLine
 
 
 class LineBuffer:
@@ -51,6 +69,7 @@ class LineBuffer:
     def __init__(self, tail_length: int) -> None:
         self.tail: deque[bytes] = deque(maxlen=tail_length)
         self._pending = b""
+        self._transfers: set[int] = set()
 
     def feed(self, data: bytes) -> list[LogEntry]:
         """Entries that ``data`` completes."""
@@ -71,10 +90,24 @@ class LineBuffer:
         line = _overwrite(raw) if b"\r" in raw else raw
         if line.startswith(_PREFIX):
             known, entry = _structured(line)
+            if isinstance(entry, TransferLine):
+                return self._transfer(entry)
             if known:
                 return entry
         self.tail.append(line)
         return TextLine(line)
+
+    def _transfer(self, entry: TransferLine) -> LogEntry | None:
+        """Only what was begun can go on; and nothing begins twice."""
+        known = entry.transfer in self._transfers
+        if entry.action == "start":
+            if known or len(self._transfers) >= _MAX_TRANSFERS:
+                return None
+            self._transfers.add(entry.transfer)
+            return entry
+        if known and entry.action == "stop":
+            self._transfers.remove(entry.transfer)
+        return entry if known else None
 
 
 def _overwrite(line: bytes) -> bytes:
@@ -99,20 +132,58 @@ def _structured(line: bytes) -> tuple[bool, LogEntry | None]:
 
 
 def _honoured(message: dict[str, object]) -> LogEntry | None:
-    action = message.get("action")
-    if action == "setPhase":
-        phase = message.get("phase")
-        return PhaseLine(_encodable(phase)) if isinstance(phase, str) else None
-    if action == "result" and message.get("type") == _SET_PHASE:
-        fields = message.get("fields")
-        if isinstance(fields, list) and fields and isinstance(fields[0], str):
-            return PhaseLine(_encodable(fields[0]))
-        return None
-    if action == "msg":
-        level, text = message.get("level"), message.get("msg")
-        if isinstance(level, int) and isinstance(text, str):
-            return MessageLine(level, _encodable(text))
+    match message.get("action"):
+        case "setPhase":
+            phase = message.get("phase")
+            return PhaseLine(_encodable(phase)) if isinstance(phase, str) else None
+        case "msg":
+            level, text = message.get("level"), message.get("msg")
+            if isinstance(level, int) and isinstance(text, str):
+                return MessageLine(level, _encodable(text))
+        case "start" if message.get("type") == _FILE_TRANSFER:
+            return _transfer_start(message)
+        case "stop":
+            number = message.get("id")
+            return TransferLine("stop", number) if _is_number(number) else None
+        case "result":
+            return _result(message)
     return None
+
+
+def _result(message: dict[str, object]) -> LogEntry | None:
+    fields, kind, number = message.get("fields"), message.get("type"), message.get("id")
+    if not isinstance(fields, list):
+        return None
+    if kind == _SET_PHASE:
+        is_text = bool(fields) and isinstance(fields[0], str)
+        return PhaseLine(_encodable(fields[0])) if is_text else None
+    checked = _fields(fields)
+    if checked is None or not (_is_number(kind) and _is_number(number)):
+        return None
+    return TransferLine("result", number, kind=kind, fields=checked)
+
+
+def _transfer_start(message: dict[str, object]) -> LogEntry | None:
+    number, level, text = message.get("id"), message.get("level"), message.get("text")
+    fields = _fields(message.get("fields", []))
+    if fields is None or not (
+        _is_number(number) and isinstance(level, int) and isinstance(text, str)
+    ):
+        return None
+    return TransferLine("start", number, level=level, text=_encodable(text), fields=fields)
+
+
+def _fields(values: object) -> tuple[int | str, ...] | None:
+    """Numbers and texts, a few; None for anything else."""
+    if not isinstance(values, list) or len(values) > _MAX_FIELDS:
+        return None
+    if not all(isinstance(value, str) or _is_number(value) for value in values):
+        return None
+    return tuple(_encodable(value) if isinstance(value, str) else value for value in values)
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_NUMBER
 
 
 def _encodable(text: str) -> str:

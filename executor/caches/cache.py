@@ -33,6 +33,7 @@ INFO_NAME = "nix-cache-info"
 _INFO_LIMIT = 1 << 16
 _NARINFO_LIMIT = 16 << 20
 _REALISATION_LIMIT = 1 << 20
+_LOG_LIMIT = 256 << 20
 _DISABLED_SECONDS = 60.0
 # Who can't be reached at all is given up sooner than who was there a moment ago.
 _FIRST_ATTEMPTS = 3
@@ -65,6 +66,8 @@ class Cache(Protocol):
     def query(self, path: StorePath, content_address: str | None) -> Found | None: ...
 
     def query_realisation(self, id: DrvOutput) -> Realisation | None: ...
+
+    def log(self, drv_path: StorePath) -> bytes | None: ...
 
     def stage(self, found: Found, directory_fd: int) -> Staged | None: ...
 
@@ -204,6 +207,10 @@ class BinaryCache:
         if realisation.id != id:
             raise CacheError(f"asked '{self.shown}' for '{id}' but got '{realisation.id}'")
         return realisation
+
+    def log(self, drv_path: StorePath) -> bytes | None:
+        """The log of a build, if the cache has it."""
+        return self._get(f"log/{drv_path.base_name}", _LOG_LIMIT)
 
     def stage(self, found: Found, directory_fd: int) -> Staged | None:
         """Fetch an archive and unpack it."""

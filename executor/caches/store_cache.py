@@ -15,6 +15,7 @@ from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.local import LocalStore
 from executor.store.location import parse_store_url
+from executor.store.log_files import read_log
 from executor.store.settings import StoreSettings
 
 T = TypeVar("T")
@@ -52,6 +53,10 @@ class StoreCache:
     def query_realisation(self, id: DrvOutput) -> Realisation | None:
         """What an output came to be in that store."""
         return self._run(lambda store: store.realisations.query(id))
+
+    def log(self, drv_path: StorePath) -> bytes | None:
+        """The log of a build beside that store."""
+        return read_log(self._location.log_dir, drv_path)
 
     def stage(self, found: Found, directory_fd: int) -> Staged | None:
         """Copy an object."""

@@ -73,6 +73,18 @@ class Substituters:
             if realisation is not None and believed:
                 yield realisation
 
+    def log(self, drv_path: StorePath) -> bytes | None:
+        """The log of a build, from the first that has it. Logs are signed by nobody."""
+        for cache in self._in_order():
+            try:
+                log = cache.log(drv_path)
+            except (ExecutorError, OSError) as error:
+                self._warn(str(error))
+                continue
+            if log is not None:
+                return log
+        return None
+
     def stage(self, found: Found, directory_fd: int) -> Staged | None:
         """Unpack an offered path below a directory that only root can enter, and check it.
 

@@ -144,6 +144,7 @@ def _build(
         print_logs=arguments.print_build_logs,
         verbosity=invocation.verbosity,
         store_dir=invocation.location.store_dir,
+        json_log_path=invocation.settings.json_log_path,
     )
 
     def collect(event: object) -> None:

@@ -7,6 +7,10 @@ Tools such as nix-output-monitor read it. As in Nix there are three activities f
 from __future__ import annotations
 
 import json
+import os
+import socket
+import stat
+from collections.abc import Sequence
 from typing import TextIO
 
 from executor.build.events import (
@@ -14,6 +18,7 @@ from executor.build.events import (
     BuildLogLine,
     BuildPhase,
     BuildStarted,
+    BuildTransfer,
     Event,
     GraphPlanned,
     Notice,
@@ -32,19 +37,24 @@ _FILE_TRANSFER = 101
 _LOG_LINE, _PHASE, _PROGRESS, _EXPECTED = 101, 104, 105, 106
 # The activities of the run; those of its parts come after, two numbers for each.
 _REALISE_ID, _BUILDS_ID, _COPIES_ID, _FIRST_ID = 1, 2, 3, 4
+# Those of downloads that builders make: far above, so that nothing has the same number.
+_FIRST_TRANSFER = 1 << 32
 _INFO = 3
 _DESTINATION = "local"
 
 
 class JsonDisplay:
-    """Writes the lines to ``out``."""
+    """Writes the lines to ``out``, each behind ``prefix``."""
 
-    def __init__(self, out: TextIO, store_dir: StoreDir) -> None:
+    def __init__(self, out: TextIO, store_dir: StoreDir, *, prefix: str = "@nix ") -> None:
         self._out = out
+        self._prefix = prefix
         self._store_dir = store_dir
         self._done = self._failed = self._expected = 0
         self._fetched = self._fetching = self._to_fetch = 0
         self._running: dict[StorePath, int] = {}
+        self._transfers: dict[tuple[int, int], int] = {}
+        self._next_transfer = _FIRST_TRANSFER
         for number, kind in ((_REALISE_ID, _REALISE), (_BUILDS_ID, _BUILDS)):
             self._start(number, kind, "", [], level=0)
         self._start(_COPIES_ID, _COPY_PATHS, "", [], level=0)
@@ -57,13 +67,14 @@ class JsonDisplay:
             case BuildStarted(build_id=number, drv_path=path):
                 self._running[path] = number
                 name = self._store_dir.render(path)
-                fields: list[str | int] = [name, "", 1, 1]
-                self._start(_id(number), _BUILD, f"building '{name}'", fields)
+                self._start(_id(number), _BUILD, f"building '{name}'", [name, "", 1, 1])
                 self._progress()
             case BuildLogLine(build_id=number, line=line):
                 self._result(_id(number), _LOG_LINE, [line.decode("utf-8", "replace")])
             case BuildPhase(build_id=number, phase=phase):
                 self._result(_id(number), _PHASE, [phase])
+            case BuildTransfer():
+                self._transfer(event)
             case SubstitutionStarted():
                 self._substituting(event)
             case SubstitutionFinished(number=number, success=success):
@@ -102,9 +113,29 @@ class JsonDisplay:
         self._fetching += 1
         self._progress()
 
+    def _transfer(self, event: BuildTransfer) -> None:
+        key = event.build_id, event.transfer
+        if event.action == "start":
+            self._transfers[key] = self._next_transfer
+            self._next_transfer += 1
+            self._start(
+                self._transfers[key],
+                _FILE_TRANSFER,
+                event.text,
+                list(event.fields),
+                level=event.level,
+                parent=_id(event.build_id),
+            )
+        elif event.action == "stop":
+            self._stop(self._transfers.pop(key))
+        else:
+            self._result(self._transfers[key], event.kind, list(event.fields))
+
     def _finished(self, result: BuildResult) -> None:
         number = self._running.pop(result.drv_path, None)
         if number is not None:
+            for key in [key for key in self._transfers if key[0] == number]:
+                self._stop(self._transfers.pop(key))
             self._stop(_id(number))
         self._done += result.status is BuildStatus.BUILT
         if not result.success and result.status is not BuildStatus.CANCELLED:
@@ -124,7 +155,7 @@ class JsonDisplay:
         number: int,
         kind: int,
         text: str,
-        fields: list[str | int] | list[str],
+        fields: Sequence[str | int],
         *,
         level: int = _INFO,
         parent: int = 0,
@@ -140,13 +171,23 @@ class JsonDisplay:
     def _message(self, level: int, text: str) -> None:
         self._put(action="msg", level=level, msg=text)
 
-    def _result(self, number: int, kind: int, fields: list[str] | list[int]) -> None:
+    def _result(self, number: int, kind: int, fields: Sequence[str | int]) -> None:
         self._put(action="result", fields=fields, id=number, type=kind)
 
     def _put(self, **message: object) -> None:
-        print("@nix " + json.dumps(message), file=self._out, flush=True)
+        print(self._prefix + json.dumps(message), file=self._out, flush=True)
 
 
 def _id(number: int) -> int:
     """The activity of a build or fetch; the number after it is free for one inside."""
     return _FIRST_ID + 2 * number
+
+
+def open_json_log(path: str) -> TextIO:
+    """A file that is appended to, or a unix socket (row G5). Raises ``OSError``."""
+    if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(path)
+            return connection.makefile("w", encoding="utf-8")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o644), "w", encoding="utf-8")

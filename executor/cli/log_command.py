@@ -29,13 +29,38 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     path = store_path(invocation.location, arguments.path)
     with open_store(invocation, read_only=True) as store:
         candidates = [path] if path.is_derivation else _makers(store, path)
-    for candidate in candidates:
-        log = read_log(invocation.location.log_dir, candidate)
-        if log is not None:
-            sys.stdout.buffer.write(log)
-            sys.stdout.buffer.flush()
-            return 0
-    raise UsageError(f"the build log of '{arguments.path}' is not here")
+    log = _here(invocation, candidates) or _elsewhere(invocation, candidates)
+    if log is None:
+        raise UsageError(f"build log of '{arguments.path}' is not available")
+    sys.stdout.buffer.write(log)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _here(invocation: Invocation, candidates: list[StorePath]) -> bytes | None:
+    logs = (read_log(invocation.location.log_dir, candidate) for candidate in candidates)
+    return next((log for log in logs if log is not None), None)
+
+
+def _elsewhere(invocation: Invocation, candidates: list[StorePath]) -> bytes | None:
+    """From a substituter, whose logs nobody vouches for."""
+    settings = invocation.settings
+    if not (candidates and settings.substitute and settings.substituters):
+        return None
+    from executor.caches.substituters import open_substituters
+
+    substituters = open_substituters(
+        settings,
+        invocation.location.store_dir,
+        warn=lambda text: invocation.say(1, f"warning: {text}"),
+    )
+    if substituters is None:
+        return None
+    try:
+        logs = map(substituters.log, candidates)
+        return next((log for log in logs if log is not None), None)
+    finally:
+        substituters.close()
 
 
 def _makers(store: LocalStore, path: StorePath) -> list[StorePath]:

@@ -17,6 +17,7 @@ from executor.build.events import (
     BuildLogLine,
     BuildPhase,
     BuildStarted,
+    BuildTransfer,
     Event,
     GraphPlanned,
     Notice,
@@ -43,9 +44,29 @@ class Display(Protocol):
 
 
 def make_display(
-    log_format: str | None, *, print_logs: bool, verbosity: int, store_dir: StoreDir
+    log_format: str | None,
+    *,
+    print_logs: bool,
+    verbosity: int,
+    store_dir: StoreDir,
+    json_log_path: str = "",
 ) -> Display:
-    """The display that the options ask for; a status line only where there is a terminal."""
+    """The display that the options ask for; a status line only where there is a terminal.
+
+    ``json_log_path`` is a file or a unix socket that gets everything as JSON, too. Raises
+    ``OSError`` if it can't be opened.
+    """
+    display = _on_stderr(log_format, print_logs, verbosity, store_dir)
+    if not json_log_path:
+        return display
+    from executor.cli.json_display import JsonDisplay, open_json_log
+
+    return TeeDisplay(display, JsonDisplay(open_json_log(json_log_path), store_dir, prefix=""))
+
+
+def _on_stderr(
+    log_format: str | None, print_logs: bool, verbosity: int, store_dir: StoreDir
+) -> Display:
     out = sys.stderr
     if log_format == "internal-json":
         from executor.cli.json_display import JsonDisplay
@@ -90,6 +111,8 @@ class PlainDisplay:
                 self._say(0, f"{_short(path)}> {printable(line)}")
             case BuildPhase(drv_path=path, phase=phase) if self._print_logs:
                 self._say(3, f"{_short(path)}> phase: {printable(phase.encode())}")
+            case BuildTransfer(action="start", level=level, text=text) if text:
+                self._say(level, printable(text.encode()))
             case WaitingForLock():
                 self._say(1, waiting_text(event))
             case WaitingForUser(drv_path=path):
@@ -123,6 +146,23 @@ class PlainDisplay:
             self._say(0, f"       for the full log, run: executor log {name}")
         if result.kept_build_directory is not None:
             self._say(0, f"note: keeping build directory '{result.kept_build_directory}'")
+
+
+class TeeDisplay:
+    """Two displays of the same events."""
+
+    def __init__(self, *displays: Display) -> None:
+        self._displays = displays
+
+    def take(self, event: Event) -> None:
+        """Show it on both."""
+        for display in self._displays:
+            display.take(event)
+
+    def close(self) -> None:
+        """End both."""
+        for display in self._displays:
+            display.close()
 
 
 class BarDisplay:

@@ -6,10 +6,9 @@ Layout (as Nix): `<log dir>/drvs/<first two characters>/<rest of the derivation'
 
 import bz2
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from executor.errors import StoreError
 from executor.formats.store_path import StorePath
@@ -96,21 +95,28 @@ def _remove_twin(directory_fd: int, name: str) -> None:
             os.unlink(name.removesuffix(".bz2"), dir_fd=directory_fd)
 
 
-@contextmanager
-def open_log(log_dir: str, drv_path: StorePath) -> Iterator[IO[bytes] | None]:
-    """The uncompressed log of the last build as a stream, or None; looks where Nix looks."""
+def read_log(log_dir: str, drv_path: StorePath) -> bytes | None:
+    """The whole log of the last build, or None if there is none; looks where Nix looks.
+
+    Of a log whose writer was killed, what can be read. Raises StoreError for one that was damaged.
+    """
     base = drv_path.base_name
     for plain in (f"{log_dir}/drvs/{base[:2]}/{base[2:]}", f"{log_dir}/drvs/{base}"):
-        with suppress(FileNotFoundError), open(plain, "rb", buffering=_BUFFER) as file:
-            yield file
-            return
-        with suppress(FileNotFoundError), bz2.open(f"{plain}.bz2", "rb") as compressed:
-            yield compressed
-            return
-    yield None
+        with suppress(FileNotFoundError):
+            return _read(plain)
+        with suppress(FileNotFoundError):
+            return unpack_log(_read(f"{plain}.bz2"), f"{plain}.bz2")
+    return None
 
 
-def read_log(log_dir: str, drv_path: StorePath) -> bytes | None:
-    """The whole log of the last build, or None if there is none."""
-    with open_log(log_dir, drv_path) as stream:
-        return None if stream is None else stream.read()
+def unpack_log(data: bytes, origin: str) -> bytes:
+    """What a compressed log says, as far as it goes. Raises StoreError naming `origin`."""
+    try:
+        return bz2.BZ2Decompressor().decompress(data)
+    except OSError as error:
+        raise StoreError(f"the log '{origin}' is damaged: {error}") from error
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=_BUFFER) as file:
+        return file.read()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.build.log import MAX_LINE, LineBuffer, MessageLine, PhaseLine, TextLine
+from executor.build.log import MAX_LINE, LineBuffer, MessageLine, PhaseLine, TextLine, TransferLine
 
 
 def entries(*pieces: bytes) -> list[object]:
@@ -100,3 +100,37 @@ def test_no_output_makes_it_raise(pieces: list[bytes]) -> None:
 def test_half_a_character_can_be_shown(message: bytes) -> None:
     (entry,) = entries(b"@nix " + message + b"\n")
     assert entry in (PhaseLine("a?b"), MessageLine(0, "a?b"))
+
+
+START = b'@nix {"action":"start","id":7,"level":3,"type":101,"text":"get it","fields":["url",1]}\n'
+
+
+def test_downloads_of_a_builder_are_told_from_start_to_end() -> None:
+    progress = b'@nix {"action":"result","id":7,"type":105,"fields":[1,2,0,0]}\n'
+    stop = b'@nix {"action":"stop","id":7}\n'
+    assert entries(progress + stop + START + START + progress + stop + progress) == [
+        TransferLine("start", 7, level=3, text="get it", fields=("url", 1)),
+        TransferLine("result", 7, kind=105, fields=(1, 2, 0, 0)),
+        TransferLine("stop", 7),
+    ]
+
+
+def test_a_builder_can_not_begin_downloads_without_end() -> None:
+    lines = b"".join(START.replace(b"7", b"%d" % (number + 1000)) for number in range(5000))
+    assert len(entries(lines)) == 256
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        START.replace(b'"id":7', b'"id":-7'),
+        START.replace(b'"id":7', b'"id":true'),
+        START.replace(b'"id":7', b'"id":18446744073709551616'),
+        START.replace(b'["url",1]', b'["url",[1]]'),
+        START.replace(b'["url",1]', b"[" + b",".join([b"1"] * 17) + b"]"),
+        START.replace(b'"get it"', b"1"),
+        START.replace(b"101", b"105"),
+    ],
+)
+def test_downloads_that_make_no_sense_are_dropped(changed: bytes) -> None:
+    assert entries(changed) == []

@@ -42,6 +42,7 @@ class Cli:
     def environment(self) -> dict[str, str]:
         return {
             "PATH": os.environ["PATH"],
+            "NIX_CONFIG": "substituters =",
             "HOME": str(self.directory),
             "NIX_CONF_DIR": str(self.directory),
             "NIX_USER_CONF_FILES": "",
@@ -365,7 +366,7 @@ def test_errors_are_one_line(
         pytest.param(b"", "must start with 'Derive'", id="empty"),
         pytest.param(b"Derive(", "expected", id="cut short"),
         pytest.param(b"Derive(" + b"[" * 100_000, "expected", id="nested"),
-        pytest.param(b"DrvWithVersion(" * 10_000, "dynamic-derivations", id="versions"),
+        pytest.param(b"DrvWithVersion(" * 10_000, "complete string", id="versions"),
         pytest.param(b'Derive([],[],[],"s","/b",[],[])', "no outputs", id="no outputs"),
         pytest.param(b"\xff\xfe", "must start with", id="not UTF-8"),
     ],

@@ -7,9 +7,11 @@ import json
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from executor.build.events import (
     BuildLogLine,
     BuildPhase,
     BuildStarted,
+    BuildTransfer,
     Event,
     GraphPlanned,
     Notice,
@@ -230,6 +233,25 @@ def test_json_tells_of_a_fetch_as_nix_does() -> None:
     ]
 
 
+def test_json_tells_of_a_download_that_a_builder_makes() -> None:
+    def transfer(action: str, **more: Any) -> BuildTransfer:
+        return BuildTransfer(build_id=1, drv_path=DRV, transfer=7, action=action, **more)
+
+    told = as_json(
+        STARTED,
+        transfer("start", level=3, text="get", fields=("url",)),
+        transfer("result", kind=105, fields=(1, 2, 0, 0)),
+        DONE,
+    )
+    (start,) = (each for each in told if each.get("type") == 101 and each["action"] == "start")
+    assert (start["parent"], start["text"], start["fields"]) == (6, "get", ["url"])
+    assert result(start["id"], 105, 1, 2, 0, 0) in told
+    assert told.index({"action": "stop", "id": start["id"]}) < told.index(
+        {"action": "stop", "id": 6}
+    )
+    assert plain(transfer("start", level=3, text="get it")) == "get it\n"
+
+
 def test_json_tells_of_a_failure() -> None:
     told = as_json(STARTED, FAILED)
     assert {"action": "msg", "level": 0, "msg": "error: builder failed\x1b[2J"} in told
@@ -351,6 +373,27 @@ def test_json_of_a_real_build(workshop: Workshop) -> None:
     assert actions == ["start", "result", "stop"]
     assert told[-3:] == END
     assert done.stdout == f"{workshop.render(drv.out)}\n"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["file", "socket"])
+def test_a_json_log_beside_the_display(workshop: Workshop, tmp_path: Path, kind: str) -> None:
+    drv, log = workshop.make("talker", "echo said; echo > $out"), tmp_path / "log"
+    with socket.socket(socket.AF_UNIX) as server:
+        if kind == "socket":
+            server.bind(str(log))
+            server.listen()
+        done = workshop.cli("build", drv.text, "--json-log-path", str(log))
+        if kind == "socket":
+            connection, _ = server.accept()
+            with connection, connection.makefile() as stream:
+                text = stream.read()
+        else:
+            text = log.read_text()
+    assert "building '" in done.stderr
+    told = [json.loads(line) for line in text.splitlines()]
+    assert told[0]["action"] == "start"
+    assert any(each.get("fields") == ["said"] for each in told)
 
 
 @pytest.mark.root

@@ -81,3 +81,18 @@ def test_logs_of_nix_are_found(scratch: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(bz2.compress(b"a" * 2_000_000))
     assert read_log(str(scratch), _DRV) == b"a" * 2_000_000
+
+
+def test_a_log_whose_writer_was_killed_is_read_as_far_as_it_goes(scratch: Path) -> None:
+    path = Path(log_path(str(scratch), _DRV, compress=True))
+    log = LogFile(str(path), compress=True)
+    lines = b"".join(b"line %d\n" % number for number in range(400_000))
+    log.write(lines)
+    assert path.stat().st_size > 1000
+    found = read_log(str(scratch), _DRV)
+    assert found
+    assert lines.startswith(found)
+    path.write_bytes(b"BZh9" + bytes(100))
+    with pytest.raises(StoreError, match="is damaged"):
+        read_log(str(scratch), _DRV)
+    log.close()
