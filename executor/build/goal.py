@@ -58,6 +58,7 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
     """
     job = _Job(context, node)
     try:
+        job.watch_space()
         async with job.slot_and_locks():
             preparation = await context.store.call(
                 prepare, context.store.store, node, context.settings, context.environ
@@ -92,6 +93,11 @@ class _Job:
         self._kept: str | None = None
         self._hashes: dict[str, Hash] = {}
         self.name = self._store.store_dir.render(node.drv_path)
+
+    def watch_space(self) -> None:
+        """Collect garbage on the side where the disk is nearly full (row K5)."""
+        if (text := self._store.auto_collect()) is not None:
+            self._context.emit(Notice(level=3, text=text))
 
     # Waiting for what only one may have.
 

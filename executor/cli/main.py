@@ -27,6 +27,8 @@ _COMMANDS = {
     "copy": "copy closures to a binary cache, or from a substituter",
     "query": "ask what the store knows of its paths",
     "verify": "check that the store holds what it should",
+    "gc": "delete what no root needs",
+    "optimise": "replace equal files by hard links",
     "log": "print the log of a build",
     "doctor": "try everything that building needs of this machine",
     "show-config": "print the settings in force",

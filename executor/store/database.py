@@ -50,6 +50,14 @@ _QUERY_DERIVERS = (
     "select v.path from DerivationOutputs d join ValidPaths v on d.drv = v.id where d.path = ?"
 )
 _QUERY_OUTPUTS = "select id, path from DerivationOutputs where drv = ?"
+_QUERY_DERIVERS_AMONG = (
+    "select distinct deriver from ValidPaths"
+    " where path in (select value from json_each(?)) and deriver is not null"
+)
+_QUERY_OUTPUTS_AMONG = (
+    "select distinct d.path from DerivationOutputs d join ValidPaths v on d.drv = v.id"
+    " where v.path in (select value from json_each(?))"
+)
 # ">=" with a limit uses the index, which "like" would not.
 _QUERY_HASH_PART = "select path from ValidPaths where path >= ? limit 1"
 _QUERY_CLOSURE = (
@@ -268,6 +276,14 @@ class Database:
     def outputs(self, drv_id: int) -> list[tuple[str, str]]:
         """Names and paths of a derivation's outputs, by its row number."""
         return self._all(_QUERY_OUTPUTS, drv_id)
+
+    def derivers_among(self, paths: Iterable[str]) -> list[str]:
+        """What the valid ones of some paths were built from, valid or not."""
+        return [row[0] for row in self._all(_QUERY_DERIVERS_AMONG, json.dumps(list(paths)))]
+
+    def outputs_among(self, paths: Iterable[str]) -> list[str]:
+        """The output paths of the valid derivations among some paths, valid or not."""
+        return [row[0] for row in self._all(_QUERY_OUTPUTS_AMONG, json.dumps(list(paths)))]
 
     def first_from(self, prefix: str) -> str | None:
         """The first valid path in the order of texts that isn't before `prefix`."""

@@ -38,7 +38,7 @@ def delete_tree(parent_fd: int, name: bytes) -> None:
     contents stay untouched), for an immutable file, and when others keep adding files or move
     directories that are being emptied. What was outside the tree before is never touched.
     """
-    deleter = _Deleter(parent_fd, name)
+    deleter = TreeDeleter(parent_fd, name)
     try:
         deleter.run()
     except OSError as error:
@@ -47,7 +47,7 @@ def delete_tree(parent_fd: int, name: bytes) -> None:
         deleter.close()
 
 
-class _Deleter:
+class TreeDeleter:
     """The directories that are being emptied, outermost first."""
 
     def __init__(self, parent_fd: int, name: bytes) -> None:

@@ -3,6 +3,10 @@
 A client sends a store path and a newline, and gets "1" once the path is safe, or gone for good:
 where the collector is deleting it at this moment, the answer waits until that is over. A thread
 of its own serves all clients. Anybody may connect, so each of them is bounded in what it costs.
+
+Clients of Nix 2.8 take any error but a refused connection, a broken pipe and the end of the stream
+for an answer, and go on as if they were safe. So the socket's name is always there, also when
+nobody listens, and no connection is ever reset.
 """
 
 import os
@@ -52,9 +56,9 @@ class RootsServer:
         self._pending: str | None = None
         self._stopping = False
         self._clients: dict[socket.socket, _Client] = {}
+        self._server = _listen(f"{state_dir}/gc-socket")
         self._selector = selectors.DefaultSelector()
         self._wakeup_out, self._wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._directory_fd, self._server = _listen(f"{state_dir}/gc-socket")
         self._selector.register(self._server, selectors.EVENT_READ)
         self._selector.register(self._wakeup_out, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="gc-roots", daemon=True)
@@ -96,14 +100,15 @@ class RootsServer:
         self._stopping = True
         self._wake_up()
         self._thread.join(_JOIN_SECONDS)
+        # From now on connections are refused; those that wait to be accepted end in peace.
+        self._server.shutdown(socket.SHUT_RDWR)
+        while self._accept():
+            pass
         for client in list(self._clients):
             self._drop(client)
         self._selector.close()
-        # The name first: nobody connects to a socket that is closed but still there.
-        with suppress(OSError):
-            os.unlink("socket", dir_fd=self._directory_fd)
         self._server.close()
-        for fd in (self._directory_fd, self._wakeup_in, self._wakeup_out):
+        for fd in (self._wakeup_in, self._wakeup_out):
             os.close(fd)
 
     def __enter__(self) -> Self:
@@ -137,17 +142,21 @@ class RootsServer:
                 if client.waits_for is not None:
                     self._work(client)
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
         if len(self._clients) >= _MOST_CLIENTS:
             # The order of the mapping is that of the last sign of life.
             self._drop(next(iter(self._clients)))
         try:
             connection, _ = self._server.accept()
         except OSError:
-            return
-        connection.setblocking(False)
+            # Out of descriptors, perhaps: better one client less than none served.
+            if self._clients:
+                self._drop(next(iter(self._clients)))
+            return False
+        connection.settimeout(0)
         self._clients[connection] = _Client(connection)
         self._selector.register(connection, selectors.EVENT_READ)
+        return True
 
     def _receive(self, client: _Client) -> None:
         try:
@@ -200,30 +209,63 @@ class RootsServer:
     def _drop(self, connection: socket.socket) -> None:
         del self._clients[connection]
         self._selector.unregister(connection)
+        # What it has sent and nobody has read would make this a reset.
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+            while connection.recv(_READ):
+                pass
         connection.close()
 
 
-def _listen(directory: str) -> tuple[int, socket.socket]:
-    """A listening socket named "socket" in a directory, and that directory's descriptor.
+def leave_name(state_dir: str) -> None:
+    """Make the socket's name where there is none; before the lock is taken that sends clients here.
 
-    The path may be longer than the 107 bytes of an address.
+    What they find is a socket that refuses them. Raises StoreError.
     """
+    directory = f"{state_dir}/gc-socket"
     try:
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        directory_fd = os.open(directory, flags)
+        _bind(directory, replace=False).close()
+    except FileExistsError:
+        pass
     except OSError as error:
-        raise StoreError(f"cannot open '{directory}': {error.strerror}") from error
+        raise StoreError(f"cannot make '{directory}/socket': {error.strerror}") from error
+
+
+def _listen(directory: str) -> socket.socket:
+    """The listening socket."""
+    try:
+        return _bind(directory, replace=True)
+    except OSError as error:
+        raise StoreError(f"cannot listen on '{directory}/socket': {error.strerror}") from error
+
+
+def _bind(directory: str, *, replace: bool) -> socket.socket:
+    """A listening socket whose name appears at once, in the place of an older one or only if new.
+
+    The path may be longer than the 107 bytes of an address. Raises OSError.
+    """
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    directory_fd = os.open(directory, flags)
+    temporary = f".socket-{os.urandom(8).hex()}"
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with suppress(FileNotFoundError):
-            os.unlink("socket", dir_fd=directory_fd)
-        server.bind(f"/proc/self/fd/{directory_fd}/socket")
-        os.chmod("socket", 0o666, dir_fd=directory_fd)
-        server.listen(_BACKLOG)
-        server.setblocking(False)
-    except OSError as error:
+        server.bind(f"/proc/self/fd/{directory_fd}/{temporary}")
+        try:
+            os.chmod(temporary, 0o666, dir_fd=directory_fd)
+            server.listen(_BACKLOG)
+            server.settimeout(0)
+            both = {"src_dir_fd": directory_fd, "dst_dir_fd": directory_fd}
+            if replace:
+                os.rename(temporary, "socket", **both)
+            else:
+                os.link(temporary, "socket", **both, follow_symlinks=False)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory_fd)
+    except BaseException:
         server.close()
+        raise
+    finally:
         os.close(directory_fd)
-        raise StoreError(f"cannot listen on '{directory}/socket': {error.strerror}") from error
-    return directory_fd, server
+    return server

@@ -15,6 +15,7 @@ from executor.derivation import Derivation, unparse_derivation
 from executor.derivation_hash import ModuloHasher
 from executor.errors import StoreError
 from executor.formats.content_address import IngestionMethod
+from executor.formats.realisation import DrvOutput
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.derivations import DerivationFiles
 from executor.store.errors import UnacceptableTreeError
@@ -32,6 +33,10 @@ from executor.store.tree import delete_tree, move_tree, sync_tree
 # and a cold start has a budget.
 if TYPE_CHECKING:
     from executor.store.add import Adder
+    from executor.store.auto_collect import AutoCollector
+    from executor.store.collect import CollectOptions, CollectResult
+    from executor.store.gc_roots import Roots
+    from executor.store.optimise import OptimiseStats
     from executor.store.restore import Source
 
 __all__ = ["LocalStore", "StoreSettings"]
@@ -62,7 +67,7 @@ class LocalStore:
         self._derivations = DerivationFiles(
             location.real_store_dir, location.store_dir, self._queries
         )
-        self._registrar = Registrar(
+        self._registrar = self._registrar_class()(
             self._database,
             self._queries,
             self._derivations,
@@ -71,8 +76,16 @@ class LocalStore:
         )
         self._temp_roots = TempRoots(location)
         self._good: set[StorePath] = set()
+        self._auto_collector = self._make_auto_collector()
         enabled = settings.ca_derivations and self._has_realisations()
         self.realisations = Realisations(self._database, self._queries, enabled=enabled)
+
+    def _registrar_class(self) -> type[Registrar]:
+        if self.read_only or not self.settings.auto_optimise_store:
+            return Registrar
+        from executor.store.optimise import optimising_registrar
+
+        return optimising_registrar(self._store_fd)
 
     def _has_realisations(self) -> bool:
         """Whether the tables are there, by now: where we may, they are made."""
@@ -110,6 +123,8 @@ class LocalStore:
         """Give up locks, temporary roots and the database; doing it twice is harmless."""
         if self._store_fd < 0:
             return
+        if self._auto_collector is not None:
+            self._auto_collector.close()
         os.close(self._store_fd)
         self._store_fd = -1
         self._temp_roots.close()
@@ -180,6 +195,19 @@ class LocalStore:
         """The outputs of a valid derivation whose paths are known before it is built, by name."""
         return self._queries.outputs(drv_path)
 
+    def query_realised_outputs(self, drv_path: StorePath) -> set[StorePath]:
+        """What outputs of a valid derivation came to be whose paths don't follow from it."""
+        if not self.realisations.enabled:
+            return set()
+        derivation = self.read_derivation(drv_path)
+        if derivation.outputs.keys() == self.query_outputs(drv_path).keys():
+            return set()
+        found = (
+            self.realisations.query(DrvOutput.of(digest, name))
+            for name, digest in self.modulo_hasher.output_hashes(derivation).items()
+        )
+        return {realisation.path for realisation in found if realisation is not None}
+
     def path_from_hash_part(self, hash_part: str) -> StorePath | None:
         """The valid path with these 32 characters, if there is one."""
         return self._queries.from_hash_part(hash_part)
@@ -249,6 +277,7 @@ class LocalStore:
         self._require_writable()
         if method not in (IngestionMethod.NAR, IngestionMethod.FLAT):
             raise StoreError(f"files cannot be added with the method {method.name}")
+        self._make_room()
         return self._adder().add_path(name, os.fsencode(path), method, on_wait)
 
     def add_nar(
@@ -259,7 +288,9 @@ class LocalStore:
         Raises HashMismatchError and leaves nothing behind if hash or size aren't as declared.
         Signatures are not checked here.
         """
-        self._adder().add_nar(info, source, on_wait)
+        adder = self._adder()
+        self._make_room()
+        adder.add_nar(info, source, on_wait)
 
     def move_into_store(self, parent_fd: int, name: bytes, path: StorePath) -> None:
         """Rename a complete, canonical tree on the same file system to its place in the store.
@@ -394,6 +425,71 @@ class LocalStore:
             report=report,
         )
         return verifier.run(check_contents=check_contents)
+
+    # Collecting garbage and saving space.
+
+    def find_roots(
+        self, *, censor: bool = False, report: Callable[[str], object] = _ignore
+    ) -> "Roots":
+        """What keeps paths alive, and by which links; `censor` hides which processes do."""
+        from executor.store.gc_roots import find_roots
+
+        self._require_writable()
+        return find_roots(self.location, self.is_valid, report, censor=censor)
+
+    def collect_garbage(
+        self,
+        options: "CollectOptions",
+        *,
+        report: Callable[[str], object] = _ignore,
+        result: "CollectResult | None" = None,
+    ) -> "CollectResult":
+        """Find or delete what no root reaches; waits for the end of another collection.
+
+        `result` is filled on the way, for whoever wants to know it after an error, too.
+        """
+        from executor.store.collect import CollectResult, collect
+
+        self._require_writable()
+        result = CollectResult() if result is None else result
+        collect(self, self._database, self._queries, options, report, result)
+        return result
+
+    def auto_collect(self) -> str | None:
+        """Collect on the side if the disk is nearly full (`min-free`); says so when it starts.
+
+        May be called from any thread, and often.
+        """
+        return None if self._auto_collector is None else self._auto_collector.check()
+
+    def _make_auto_collector(self) -> "AutoCollector | None":
+        if not self.settings.min_free or self.read_only:
+            return None
+        from executor.store.collect import make_auto_collector
+
+        return make_auto_collector(self)
+
+    def _make_room(self) -> None:
+        """Before something large is added: collect if need be, and wait for it, as Nix does."""
+        self.auto_collect()
+        if self._auto_collector is not None:
+            self._auto_collector.wait()
+
+    def optimise(self, *, report: Callable[[str], object] = _ignore) -> "OptimiseStats":
+        """Replace equal files in all valid paths by hard links to one."""
+        from executor.store.optimise import Optimiser
+
+        self._require_writable()
+        optimiser = Optimiser.open(self._store_fd, report)
+        try:
+            optimiser.read_known()
+            for path in sorted(self.query_all_valid()):
+                self.add_temp_root(path)
+                if self.is_valid(path):
+                    optimiser.optimise(path.base_name.encode())
+        finally:
+            optimiser.close()
+        return optimiser.stats
 
     def _require_writable(self) -> None:
         if self.read_only:

@@ -2,8 +2,9 @@
 
 Protocol of temporary roots, as stock Nix's collector expects it: a file in `temproots`, named by a
 number, is locked exclusively for the life of its process and gets each path with a NUL byte behind
-it. A path is added under a shared lock on `gc.lock`. Where that is held by a running collector,
-the path is sent as a line to its socket, and the collector answers "1" when it won't delete it.
+it. Then a shared lock on `gc.lock` shows that no collector runs that hasn't read it. Where a
+running one holds that, the path is sent as a line to its socket, and it answers "1" when it won't
+delete the path.
 """
 
 import hashlib
@@ -53,13 +54,11 @@ class TempRoots:
         roots_fd = self._open_roots_file()
         if self._gc_lock is None:
             self._gc_lock = open_lock_file(f"{self._state_dir}/gc.lock")
-        locked = self._announce(self._gc_lock, rendered)
-        try:
-            # Still under the shared lock: no collector can start between the look and the write.
-            write_all(roots_fd, b"".join(path + b"\0" for path in rendered))
-        finally:
-            if locked:
-                unlock(self._gc_lock)
+        # First, so that no collector can start after this one and before the write; it may see a
+        # root too many.
+        write_all(roots_fd, b"".join(path + b"\0" for path in rendered))
+        if self._announce(self._gc_lock, rendered):
+            unlock(self._gc_lock)
         self._added.update(new)
 
     def _announce(self, gc_lock: int, paths: list[bytes]) -> bool:

@@ -9,7 +9,7 @@ from executor.store.canonicalise import DEFAULT_IGNORED_ACLS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """Named as Nix's settings, with underscores; `gc_reserved_space` is in bytes.
+    """Named as Nix's settings, with underscores; spaces are in bytes, times in seconds.
 
     With `ca-derivations` among the experimental features, realisations are recorded and looked up.
     """
@@ -22,6 +22,12 @@ class StoreSettings:
     gc_reserved_space: int = 8 * 1024 * 1024
     ignored_acls: frozenset[str] = DEFAULT_IGNORED_ACLS
     experimental_features: frozenset[str] = frozenset()
+    keep_outputs: bool = False
+    keep_derivations: bool = True
+    min_free: int = 0
+    max_free: int = (1 << 63) - 1
+    min_free_check_interval: int = 5
+    auto_optimise_store: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -35,6 +41,12 @@ class StoreSettings:
             gc_reserved_space=settings.gc_reserved_space,
             ignored_acls=settings.ignored_acls,
             experimental_features=settings.experimental_features,
+            keep_outputs=settings.keep_outputs,
+            keep_derivations=settings.keep_derivations,
+            min_free=settings.min_free,
+            max_free=settings.max_free,
+            min_free_check_interval=settings.min_free_check_interval,
+            auto_optimise_store=settings.auto_optimise_store,
         )
 
     @property
