@@ -125,6 +125,7 @@ def _move_and_register(
                 infos.append(replace(known, ultimate=True, signatures=signatures))
             continue
         else:
+            store.delete_invalid(item.info.path)
             store.move_into_store(item.directory_fd, item.name, item.info.path)
             moved.append(item.info.path)
         signatures = sign(item.info, store.store_dir, keys) if keys else ()
