@@ -16,7 +16,7 @@ from typing import Any
 from executor.build.result import BuildStatus
 from executor.formats.aterm import parse_term
 from tests.oracle.observe import Observation, read_log, store_outputs
-from tests.oracle.serve import build_status
+from tests.oracle.serve import build_status, status_on_the_wire
 
 CASES = Path(__file__).parent / "cases"
 BUSYBOX = "/bin/busybox"
@@ -55,7 +55,7 @@ class StockNix:
 
     def __init__(self, root: Path, *, busybox: str = BUSYBOX, prefix: Sequence[str] = ()) -> None:
         self.root = root
-        self._busybox = busybox
+        self.busybox = busybox
         self._prefix = list(prefix)
         conf_dir = root.parent / f"{root.name}-conf"
         conf_dir.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class StockNix:
         words = ("--eval", "--read-write-mode", "--strict", "--json", "-E", expression)
         found: dict[str, Any] = json.loads(self.run("nix-instantiate", *words).stdout)
         return [
-            Case(name, value["drv"], with_busybox(value["options"], self._busybox))
+            Case(name, value["drv"], with_busybox(value["options"], self.busybox))
             for name, value in sorted(found.items())
         ]
 
@@ -166,7 +166,7 @@ class OurExecutor:
             exit_code=done.returncode,
             outputs=store_outputs(self.root, case.drv),
             log=read_log(self.root, case.drv),
-            status=_on_the_wire(records[0]) if records else None,
+            status=status_on_the_wire(records[0]) if records else None,
         )
 
 
@@ -184,15 +184,6 @@ def environment(conf_dir: Path, busybox: str) -> dict[str, str]:
 def with_busybox(options: Mapping[str, str], busybox: str) -> dict[str, str]:
     """Settings of a case, with the place of the shell filled in."""
     return {name: value.replace("@busybox@", busybox) for name, value in options.items()}
-
-
-def _on_the_wire(record: Mapping[str, Any]) -> str:
-    """The status as Nix tells it: one success for all, and no number for a hash mismatch."""
-    if record["success"]:
-        return BuildStatus.BUILT.label
-    mismatch = BuildStatus.HASH_MISMATCH
-    is_mismatch = record["status"] == mismatch.label
-    return BuildStatus(mismatch.wire).label if is_mismatch else str(record["status"])
 
 
 def _has_build_users() -> bool:

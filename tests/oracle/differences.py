@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ HERE = Path(__file__).parent
 FIELDS = ("drv", "exit_code", "status", "outputs", "log")
 
 
-def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, str]:
+def differing(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], fields: Iterable[str] = FIELDS
+) -> dict[str, str]:
     """The fields that differ, each with both values. A status that Nix doesn't tell is not one."""
     return {
         field: f"executor: {ours[field]!r}\n     Nix: {theirs[field]!r}"
-        for field in FIELDS
+        for field in fields
         if ours[field] != theirs[field] and not (field == "status" and theirs[field] is None)
     }
 
@@ -32,3 +34,13 @@ def accepted(version: str) -> dict[str, frozenset[str]]:
             for case in entry["cases"]:
                 found.setdefault(case, set()).update(entry["fields"])
     return {case: frozenset(fields) for case, fields in found.items()}
+
+
+def only_the_accepted(
+    name: str, found: Mapping[str, str], table: Mapping[str, frozenset[str]]
+) -> None:
+    """Fail for a difference that isn't listed, and for a listed one that is none any more."""
+    expected = table.get(name, frozenset())
+    unlisted = "\n".join(text for field, text in found.items() if field not in expected)
+    assert not unlisted, f"not in differences.toml:\n{unlisted}"
+    assert not expected - set(found), "listed in differences.toml, but equal"

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,25 +47,43 @@ class Observation:
 
 def store_outputs(root: Path, drv: str) -> dict[str, Output]:
     """Every valid path below ``root`` that is an output of ``drv``, or was made by it."""
-    with closing(sqlite3.connect(root / "nix/var/nix/db/db.sqlite", timeout=60)) as database:
-        rows = database.execute(
-            "SELECT id, path, hash, narSize, deriver, ca, ultimate FROM ValidPaths"
-            " WHERE deriver = :drv OR path IN (SELECT o.path FROM DerivationOutputs o"
-            " JOIN ValidPaths d ON d.id = o.drv WHERE d.path = :drv) ORDER BY path",
-            {"drv": drv},
-        ).fetchall()
-        return {
-            path: Output(
-                nar_hash=nar_hash,
-                nar_size=nar_size,
-                references=_references(database, number),
-                deriver=deriver,
-                content_address=address,
-                ultimate=bool(ultimate),
-                tree=_tree(root / path.lstrip("/")),
-            )
-            for number, path, nar_hash, nar_size, deriver, address, ultimate in rows
-        }
+    where = (
+        "deriver = :drv OR path IN (SELECT o.path FROM DerivationOutputs o"
+        " JOIN ValidPaths d ON d.id = o.drv WHERE d.path = :drv)"
+    )
+    with closing(open_database(root)) as database:
+        return valid_paths(database, root, where, {"drv": drv})
+
+
+def open_database(root: Path) -> sqlite3.Connection:
+    """The database of the store below ``root``."""
+    return sqlite3.connect(root / "nix/var/nix/db/db.sqlite", timeout=60)
+
+
+def valid_paths(
+    database: sqlite3.Connection,
+    root: Path,
+    where: str = "1",
+    values: Mapping[str, str] | None = None,
+) -> dict[str, Output]:
+    """Every valid path for which the condition ``where`` is true."""
+    rows = database.execute(
+        "SELECT id, path, hash, narSize, deriver, ca, ultimate FROM ValidPaths"
+        f" WHERE {where} ORDER BY path",
+        values or {},
+    ).fetchall()
+    return {
+        path: Output(
+            nar_hash=nar_hash,
+            nar_size=nar_size,
+            references=_references(database, number),
+            deriver=deriver,
+            content_address=address,
+            ultimate=bool(ultimate),
+            tree=_tree(root / path.lstrip("/")),
+        )
+        for number, path, nar_hash, nar_size, deriver, address, ultimate in rows
+    }
 
 
 def read_log(root: Path, drv: str) -> str | None:

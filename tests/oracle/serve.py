@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from executor.build.result import BuildStatus
 from executor.formats.aterm import parse_term
@@ -54,6 +54,15 @@ def build_status(
             return None
         finally:
             process.kill()
+
+
+def status_on_the_wire(record: Mapping[str, Any]) -> str:
+    """The status as Nix tells it: one success for all, and no number for a hash mismatch."""
+    if record["success"]:
+        return BuildStatus.BUILT.label
+    mismatch = BuildStatus.HASH_MISMATCH
+    is_mismatch = record["status"] == mismatch.label
+    return BuildStatus(mismatch.wire).label if is_mismatch else str(record["status"])
 
 
 def _request(
