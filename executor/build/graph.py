@@ -139,7 +139,7 @@ class _Run:
             await asyncio.wait([task])
             result = self._result(drv_path, task)
             if not result.success:
-                return result
+                return self._no_derivation(target, result)
             drv_path = result.outputs[output]
             if not drv_path.is_derivation:
                 name = self._context.store.store.store_dir.render(drv_path)
@@ -149,6 +149,22 @@ class _Run:
         task = self._goal(drv_path, target.outputs)
         await asyncio.wait([task])
         return self._result(drv_path, task)
+
+    def _no_derivation(self, target: Target, result: BuildResult) -> BuildResult:
+        """The result of a target that leads through a derivation that was not to be had."""
+        if result.status is BuildStatus.CANCELLED:
+            return _cancelled(target.drv_path)
+        name = self._context.store.store.store_dir.render(target.drv_path)
+        failure = failed(
+            target.drv_path,
+            BuildFailureError(
+                BuildStatus.DEPENDENCY_FAILED,
+                f"failed to obtain derivation of '{name}^{'^'.join(target.through)}'",
+                FailureCause.DEPENDENCY,
+            ),
+        )
+        self._context.emit(BuildFinished(result=failure))
+        return failure
 
     async def stop(self) -> None:
         """Cancel what still runs and wait for it, so that nothing outlives the run."""
@@ -382,7 +398,8 @@ class _Run:
                 node.drv_path,
                 BuildFailureError(BuildStatus.DEPENDENCY_FAILED, message, FailureCause.DEPENDENCY),
             )
-        await self._record(node, result.outputs)
+        wanted = {name: path for name, path in result.outputs.items() if name in node.wanted}
+        await self._record(node, wanted)
         status = result.status
         if status is BuildStatus.ALREADY_VALID:
             status = BuildStatus.RESOLVES_TO_ALREADY_VALID

@@ -96,7 +96,7 @@ def check_fixed(
     except UnaddressableOutputError as error:
         raise unable(str(error), FailureCause.OUTPUT) from error
     except FixedOutputError as error:
-        if keep_wrong and item.info.path not in item.info.references:
+        if keep_wrong:
             _move_and_register(store, [item], keys)
         raise BuildFailureError(
             BuildStatus.HASH_MISMATCH, str(error), FailureCause.OUTPUT

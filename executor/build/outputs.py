@@ -89,7 +89,11 @@ def _settled(
     settled = []
     for item in staged:
         specification = rules.derivation.outputs[item.output]
-        if isinstance(specification, FloatingOutput | ImpureOutput):
+        if isinstance(specification, FixedOutput) and item.info.content_address is None:
+            # It refers to itself. That is not what was promised, but it is told as what it is.
+            address = FloatingOutput(specification.method, specification.hash.algorithm)
+            item = settler.settle(item, address)
+        elif isinstance(specification, FloatingOutput | ImpureOutput):
             item = settler.settle(item, specification)
         if rules.sync:
             sync_tree(item.directory_fd, item.name)
@@ -160,7 +164,10 @@ def _stage(
         ultimate=True,
     )
     specification = rules.derivation.outputs[output]
-    if isinstance(specification, FixedOutput):
+    in_itself = info.path in references
+    if isinstance(specification, FixedOutput) and not (
+        in_itself and _takes_references(specification)
+    ):
         info = _content_addressed(directory_fd, name, specification, info, description, rules)
     return StagedOutput(
         output=output,
@@ -194,8 +201,9 @@ def _content_addressed(
 
 def _takes_references(specification: FixedOutput) -> bool:
     """Whether the path of such contents can tell what they refer to."""
-    recursive = specification.method is IngestionMethod.NAR
-    return recursive and specification.hash.algorithm is HashAlgorithm.SHA256
+    if specification.hash.algorithm is not HashAlgorithm.SHA256:
+        return False
+    return specification.method in (IngestionMethod.NAR, IngestionMethod.TEXT)
 
 
 def _content_hash(

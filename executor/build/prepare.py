@@ -20,10 +20,11 @@ from executor.build.messages import (
 from executor.build.options import DerivationOptions, InvalidAttributeError, NotAnInputError
 from executor.build.plan import Node, known_outputs, static_outputs
 from executor.config import Settings
-from executor.derivation import Derivation, DerivationKind
+from executor.derivation import Derivation, DerivationKind, FloatingOutput
 from executor.errors import FormatError
 from executor.formats import base32
-from executor.formats.hashes import Hash
+from executor.formats.content_address import IngestionMethod
+from executor.formats.hashes import Hash, HashAlgorithm
 from executor.formats.store_path import StorePath, output_path_name
 from executor.store.local import LocalStore
 
@@ -169,6 +170,13 @@ def refuse_unbuildable(
     )
     if refusal is not None:
         raise rejected_input(refusal)
+    for output in derivation.outputs.values():
+        if (
+            isinstance(output, FloatingOutput)
+            and output.method is IngestionMethod.TEXT
+            and output.algorithm is not HashAlgorithm.SHA256
+        ):
+            raise unusable(f"'{name}' has a text output that isn't hashed with SHA-256")
     if options.no_chroot:
         raise unusable(no_chroot_refusal(name))
     refusal = impure_host_dep_refusal(

@@ -249,3 +249,12 @@ def test_a_realisation_that_contradicts_another_is_refused(ca: Workshop) -> None
         )
     # It is what the table says it is, as for Nix.
     assert built(ca.build(drv)) == other
+
+
+@pytest.mark.parametrize("algorithm", [HashAlgorithm.SHA1, HashAlgorithm.SHA512])
+def test_a_text_is_hashed_with_sha256_only(ca: Workshop, algorithm: HashAlgorithm) -> None:
+    """No path can be computed for another: stock Nix dies of it."""
+    ca.change(experimental_features=FEATURES | {"dynamic-derivations"})
+    drv = ca.make("text", outputs={"out": FloatingOutput(IngestionMethod.TEXT, algorithm)})
+    result = ca.build(drv).result
+    assert "isn't hashed with SHA-256" in result.message

@@ -21,6 +21,7 @@ let
     # The new command doesn't print single outputs.
     "D3-floating-one-of-two-lost" "O5-floating-one-is-wanted" "O5-floating-one-then-the-other"
     # It dies of a failed assertion, or of nothing, or takes what 2.34.8 refuses.
+    "D3-floating-spoilt" "D4-fixed-recursive-refers-to-itself" "D9-deferred-one-output-wanted"
     "O5-floating-circle" "O7-flat-refers-to-an-input" "O7-flat-refers-to-itself"
     "O7-nar-sha1-refers-to-itself" "O7-nar-sha512-refers-to-an-input"
   ];

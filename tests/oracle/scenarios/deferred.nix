@@ -18,6 +18,7 @@ in
   "D9-deferred-after-its-input" = ca [ (build first) (build (user first)) ];
   "D9-deferred-chain" = ca [ (build (chain 4)) ];
   "D9-deferred-outputs" = ca [ (build (sh "outputs" "echo $dep $dev > $out; echo $dep > $dev" { dep = first; outputs = [ "out" "dev" ]; })) ];
+  "D9-deferred-one-output-wanted" = ca [ (want (sh "outputs" "echo $dep $dev > $out; echo $dep > $dev" { dep = first; outputs = [ "out" "dev" ]; }) "dev") ];
   "D9-deferred-refers-to-itself" = ca [ (build (sh "self" "$b mkdir $out; echo $out $dep > $out/self" { dep = first; })) ];
   "D9-deferred-fails" = ca [ (build (sh "fails" "echo words; exit 4" { dep = first; })) ];
   "D9-deferred-makes-nothing" = ca [ (build (sh "nothing" ": $dep" { dep = first; })) ];

@@ -23,6 +23,7 @@ in
   "D10-through-to-floating" = dynamic [ (through (copy open) "out") ];
   "D10-through-to-deferred" = dynamic [ (through (copy late) "out") ];
   "D10-through-to-fixed" = dynamic [ (through (copy known) "out") ];
+  "D10-through-what-fails" = dynamic [ (through (text "fails" "exit 7") "out") ];
   "D10-through-to-what-fails" = dynamic [ (through (copy broken) "out") ];
   "D10-through-no-derivation" = dynamic [ (build (text "nonsense" "echo nonsense > $out")) ];
   "D10-through-to-nothing" = dynamic [ (through (copy hello) "doc") ];

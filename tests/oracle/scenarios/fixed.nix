@@ -32,12 +32,16 @@ in
   "D4-fixed-recursive-executable" = plain [
     (build (make "recursive" "sha256" nar.sha256 "echo hello > $out; $b chmod +x $out"))
   ];
+  "D4-fixed-recursive-refers-to-itself" = plain [ (build (make "recursive" "sha256" nar.sha256 "echo $out > $out")) ];
   "D4-fixed-recursive-refers-to-an-input" = plain [ (build (make "recursive" "sha256" nar.sha256 "echo ${leaf} > $out")) ];
   "D4-fixed-text" = text "echo hello > $out";
   "D4-fixed-text-wrong" = text "echo bye > $out";
   "D4-fixed-text-executable" = text "echo hello > $out; $b chmod +x $out";
   "D4-fixed-text-directory" = text "$b mkdir $out";
   "D4-fixed-text-refers-to-itself" = text "echo $out > $out";
+  "D4-fixed-text-refers-to-an-input" = dynamic [
+    (build (fixed "text-refers" "echo ${leaf} > $out" { mode = "text"; hash = builtins.hashString "sha256" "${leaf}\n"; }))
+  ];
   "D4-fixed-twice" = plain [
     (build (make "flat" "sha256" (hello "sha256") "echo hello > $out"))
     (build (make "flat" "sha256" (hello "sha256") "echo another way; echo hello > $out"))

@@ -31,6 +31,7 @@ in
   "D3-floating-built-twice" = ca [ (build (same "one")) (build (same "one")) ];
   "D3-floating-lost" = ca [ (build (same "one")) (lose "same") (build (same "one")) ];
   "D3-floating-one-of-two-lost" = ca [ (build pair) (lose "pair-dev") (want pair "out") (build pair) ];
+  "D3-floating-spoilt" = ca [ (build (same "one")) (spoil "same") (build (same "one")) ];
   "D3-floating-otherwise-after-losing" = ca (
     let drv = floating "otherwise" "echo $NIX_BUILD_CORES > $out" { };
     in [ (cores 1 (build drv)) (lose "otherwise") (cores 2 (build drv)) ]
