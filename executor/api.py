@@ -23,7 +23,7 @@ from executor.build.events import Event, Listener, Notice
 from executor.build.graph import plan_targets, run_graph
 from executor.build.plan import Plan, Target
 from executor.build.result import BuildResult, BuildStatus, FailureCause
-from executor.build.substitution import open_substitution
+from executor.build.substitution import Fetched, open_substitution
 from executor.build.users import UserPool
 from executor.config import Settings, load_settings
 from executor.derivation import Derivation, derivation_path
@@ -163,6 +163,24 @@ class Executor:
         """
         keep = self.settings.keep_going if keep_going is None else keep_going
         return await run_graph(self._running, targets, keep_going=keep, repair=repair)
+
+    async def repair_path(self, path: StorePath) -> bool:
+        """Put good contents in the place of a valid path's: fetched, or built by its deriver.
+
+        Tells whether its contents are good now.
+        """
+        context = self._running
+        store, substitution = context.store, context.substitution
+        if (
+            substitution is not None
+            and await substitution.fetch(path, repair=True) is Fetched.VALID
+        ):
+            return True
+        deriver = await store.call(store.store.query_deriver, path)
+        if deriver is None or not await store.call(store.store.is_valid, deriver):
+            return False
+        await self.build_all([Target(drv_path=deriver)], repair=True)
+        return await store.call(store.store.has_good_contents, path)
 
     async def plan(self, targets: Iterable[Target]) -> Plan:
         """What ``build_all`` would do."""

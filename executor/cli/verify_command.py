@@ -6,6 +6,7 @@ import argparse
 
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
+from executor.formats.store_path import StorePath
 
 EXAMPLE = """\
 example:
@@ -16,13 +17,46 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
     parser.add_argument("--check-contents", action="store_true", help="hash every path")
+    parser.add_argument(
+        "--repair", action="store_true", help="fetch or build again what is missing or damaged"
+    )
 
 
 def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
-    """Print each problem; the exit code tells whether there was one."""
+    """Print each problem; the exit code tells whether one is left."""
+    bad: list[StorePath] = []
     with open_store(invocation) as store:
         problems = store.verify(
             check_contents=arguments.check_contents,
             report=lambda text: invocation.say(0, text),
+            on_bad=bad.append,
         )
-    return 1 if problems else 0
+    if not (arguments.repair and bad):
+        return 1 if problems else 0
+    import asyncio
+
+    repaired = asyncio.run(_repair(invocation, sorted(bad)))
+    return 0 if repaired and len(problems) == len(bad) else 1
+
+
+async def _repair(invocation: Invocation, paths: list[StorePath]) -> bool:
+    """Repair one after the other; tells whether that worked for all."""
+    from executor.api import Executor
+    from executor.cli.progress import make_display
+
+    store_dir = invocation.location.store_dir
+    display = make_display(
+        None, print_logs=False, verbosity=invocation.verbosity, store_dir=store_dir
+    )
+    failed = []
+    try:
+        async with Executor(store=invocation.store, settings=invocation.settings) as executor:
+            executor.subscribe(display.take)
+            for path in paths:
+                if not await executor.repair_path(path):
+                    failed.append(path)
+    finally:
+        display.close()
+    for path in failed:
+        invocation.say(0, f"error: path '{store_dir.render(path)}' could not be repaired")
+    return not failed

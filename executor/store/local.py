@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalStore", "StoreSettings"]
 
 
-def _ignore(_text: str) -> None:
+def _ignore(_: object) -> None:
     """The listener of those who don't listen."""
 
 
@@ -411,8 +411,9 @@ class LocalStore:
         *,
         check_contents: bool = False,
         report: Callable[[str], object] = _ignore,
+        on_bad: Callable[[StorePath], object] = _ignore,
     ) -> list[str]:
-        """Compare database and files; returns the problems. `report` gets every message."""
+        """Compare database and files; returns the problems. `on_bad` gets paths to repair."""
         self._require_writable()
         from executor.store.verify import Verifier
 
@@ -423,6 +424,7 @@ class LocalStore:
             database=self._database,
             ignored_acls=self.settings.ignored_acls,
             report=report,
+            on_bad=on_bad,
         )
         return verifier.run(check_contents=check_contents)
 

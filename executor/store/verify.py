@@ -26,6 +26,7 @@ class Verifier:
     database: Database
     ignored_acls: frozenset[str]
     report: Callable[[str], object]
+    on_bad: Callable[[StorePath], object]
     problems: list[str] = field(default_factory=list)
 
     def run(self, *, check_contents: bool) -> list[str]:
@@ -66,6 +67,7 @@ class Verifier:
             missing -= removable
             valid -= removable
         for path in sorted(missing):
+            self.on_bad(path)
             self._problem(
                 f"path '{self.queries.render(path)}' disappeared, but it still has valid referrers!"
             )
@@ -90,6 +92,7 @@ class Verifier:
         except InvalidPathError:
             return
         except (ExecutorError, OSError) as error:
+            self.on_bad(path)
             self._problem(f"path '{text}' cannot be read: {error}")
             return
         if found.nar_hash != info.nar_hash:
@@ -99,7 +102,10 @@ class Verifier:
             )
         elif info.nar_size and found.nar_size != info.nar_size:
             self._problem(f"path '{text}' has size {found.nar_size}, not {info.nar_size}")
-        self._check_metadata(name, text)
+        else:
+            self._check_metadata(name, text)
+            return
+        self.on_bad(path)
 
     def _check_metadata(self, name: bytes, text: str) -> None:
         try:

@@ -132,3 +132,23 @@ def test_the_command_line_repairs(workshop: Workshop) -> None:
     done = workshop.cli("build", drv.text, "--repair")
     assert (done.returncode, done.stdout) == (0, f"{workshop.render(drv.out)}\n")
     assert workshop.real(drv.out).read_text() == "made\n"
+
+
+def test_verify_repairs_what_it_finds(workshop: Workshop) -> None:
+    input_ = workshop.make("input")
+    top = workshop.make("top", "echo $input_out > $out", inputs=[input_])
+    assert workshop.build(top).result.success
+    workshop.real(input_.out).unlink()
+    workshop.real(top.out).chmod(0o644)
+    workshop.real(top.out).write_text("damaged\n")
+    assert workshop.cli("verify", "--check-contents").returncode == 1
+    done = workshop.cli("verify", "--check-contents", "--repair")
+    assert done.returncode == 0, done.stderr
+    assert workshop.real(input_.out).read_text() == "made\n"
+    assert workshop.cli("verify", "--check-contents").returncode == 0
+    source = workshop.source("text", b"a source\n")
+    workshop.real(source).chmod(0o644)
+    workshop.real(source).write_text("changed\n")
+    done = workshop.cli("verify", "--check-contents", "--repair")
+    assert done.returncode == 1
+    assert f"path '{workshop.render(source)}' could not be repaired" in done.stderr
