@@ -88,7 +88,12 @@ class BuildContext:
     substitution: Substitution | None = None
     builtin_spawner: Spawner | None = None
     next_id: int = 0
+    extra_slots: asyncio.Semaphore = field(init=False)
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        """Some derivations have slots of their own (row D21)."""
+        self.extra_slots = asyncio.Semaphore(self.settings.extra_local_jobs)
 
     def new_build_id(self) -> int:
         self.next_id += 1

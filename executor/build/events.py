@@ -49,11 +49,15 @@ class SubstitutionFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildStarted:
-    """The builder of ``drv_path`` is about to run; ``build_id`` numbers the builds of one run."""
+    """The builder of ``drv_path`` is about to run; ``build_id`` numbers the builds of one run.
+
+    ``machine`` is where a build hook lets it run; empty for this machine.
+    """
 
     build_id: int
     drv_path: StorePath
     start_time: float
+    machine: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,32 @@ class BuildTransfer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PostBuildStarted:
+    """The post-build hook is about to run; ``hook_id`` is unique among builds of one run."""
+
+    hook_id: int
+    drv_path: StorePath
+    program: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostBuildLine:
+    """One line that the post-build hook printed, without its line end; bytes, untrusted."""
+
+    hook_id: int
+    drv_path: StorePath
+    line: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostBuildFinished:
+    """The post-build hook has ended, or couldn't be run."""
+
+    hook_id: int
+    drv_path: StorePath
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildFinished:
     """The derivation is done, whether a builder ran for it or not."""
 
@@ -109,6 +139,13 @@ class WaitingForLock:
     drv_path: StorePath
     paths: tuple[str, ...]
     holders: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingForMachine:
+    """The build hook knows machines for ``drv_path``, but none is free."""
+
+    drv_path: StorePath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +171,12 @@ Event = (
     | BuildLogLine
     | BuildPhase
     | BuildTransfer
+    | PostBuildStarted
+    | PostBuildLine
+    | PostBuildFinished
     | BuildFinished
     | WaitingForLock
+    | WaitingForMachine
     | WaitingForUser
     | Notice
 )

@@ -13,25 +13,18 @@ from contextlib import asynccontextmanager
 
 from executor.build.check import Differing, compare, not_deterministic, run_diff_hook
 from executor.build.context import BuildContext
-from executor.build.events import (
-    BuildLogLine,
-    BuildPhase,
-    BuildStarted,
-    BuildTransfer,
-    Notice,
-    WaitingForLock,
-    WaitingForUser,
-)
+from executor.build.events import BuildStarted, Notice, WaitingForLock, WaitingForUser
 from executor.build.failure import BuildFailureError, unable
 from executor.build.install import install
-from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine, TransferLine
+from executor.build.log import LogEntry
 from executor.build.outputs import OutputRules, collect_outputs
-from executor.build.plan import Node, static_outputs
+from executor.build.plan import Node
 from executor.build.prebuild import run_pre_build_hook
 from executor.build.prepare import Preparation, Present, prepare
 from executor.build.request import BuildRequest, make_request, shares_with_host
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
+from executor.build.shared import emit_entry, limits_of, lock_paths, open_log, prefers_local
 from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
 from executor.build.verdict import builder_failure
@@ -40,7 +33,6 @@ from executor.errors import ExecutorError
 from executor.formats.hashes import Hash
 from executor.formats.store_path import StorePath
 from executor.store.locks import PathLocks, lock_holders
-from executor.store.log_files import LogFile, log_path
 from sandbox import SandboxError
 
 # Waiting for a lock or a user: seconds between two tries, growing up to the longest.
@@ -107,10 +99,10 @@ class _Job:
 
         While somebody else holds a lock, the slot is given to others.
         """
-        paths = self._lock_paths()
+        paths = lock_paths(self._store, self._node)
         pause, told = _POLL, False
         while True:
-            async with self._context.slots:
+            async with self._slots():
                 locks = PathLocks()
                 if locks.try_acquire(paths):
                     try:
@@ -127,16 +119,12 @@ class _Job:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _POLL_LONGEST)
 
-    def _lock_paths(self) -> list[str]:
-        """What is locked: the outputs, or names of them where their paths aren't known (C9)."""
-        derivation = self._node.derivation
-        assert derivation is not None
-        known = static_outputs(derivation, self._store.store_dir)
-        drv_path = self._store.real_path(self._node.drv_path)
-        return sorted(
-            self._store.real_path(known[name]) if name in known else f"{drv_path}.{name}"
-            for name in derivation.outputs
-        )
+    def _slots(self) -> asyncio.Semaphore:
+        """Where to get a slot: who prefers to be built here has some more (row D21)."""
+        slots, extra = self._context.slots, self._context.extra_slots
+        if slots.locked() and not extra.locked() and prefers_local(self._store, self._node):
+            return extra
+        return slots
 
     @asynccontextmanager
     async def user(self) -> AsyncIterator[BuildUser]:
@@ -244,7 +232,7 @@ class _Job:
 
     async def _run(self, request: BuildRequest) -> Outcome:
         spawner = await self._context.spawner_for(builtin=request.is_builtin)
-        log = self._open_log()
+        self._log_path, log = open_log(self._context, self._node.drv_path)
         try:
             self._outcome = await run_builder(
                 spawner,
@@ -259,25 +247,9 @@ class _Job:
                 log.close()
         return self._outcome
 
-    def _open_log(self) -> LogFile | None:
-        settings = self._context.settings
-        if not settings.keep_build_log:
-            return None
-        compress = settings.compress_build_log
-        self._log_path = log_path(
-            self._store.location.log_dir, self._node.drv_path, compress=compress
-        )
-        return LogFile(self._log_path, compress)
-
     @property
     def _limits(self) -> Limits:
-        settings = self._context.settings
-        return Limits(
-            timeout=settings.timeout,
-            max_silent_time=settings.max_silent_time,
-            max_log_size=settings.max_build_log_size,
-            log_tail=settings.log_lines,
-        )
+        return limits_of(self._context.settings)
 
     def _started(self, start_time: float) -> None:
         self._context.emit(
@@ -287,31 +259,7 @@ class _Job:
         )
 
     def _take_entry(self, entry: LogEntry) -> None:
-        drv_path = self._node.drv_path
-        match entry:
-            case TextLine(line):
-                self._context.emit(
-                    BuildLogLine(build_id=self._build_id, drv_path=drv_path, line=line)
-                )
-            case PhaseLine(phase):
-                self._context.emit(
-                    BuildPhase(build_id=self._build_id, drv_path=drv_path, phase=phase)
-                )
-            case MessageLine(level, text):
-                self._context.emit(Notice(level=min(max(level, 1), 7), text=text))
-            case TransferLine():
-                self._context.emit(
-                    BuildTransfer(
-                        build_id=self._build_id,
-                        drv_path=drv_path,
-                        transfer=entry.transfer,
-                        action=entry.action,
-                        level=min(max(entry.level, 1), 7),
-                        text=entry.text,
-                        kind=entry.kind,
-                        fields=entry.fields,
-                    )
-                )
+        emit_entry(self._context, self._build_id, self._node.drv_path, entry)
 
     def _verdict(
         self, outcome: Outcome, preparation: Preparation, workspace: Workspace

@@ -15,7 +15,10 @@ from executor.build.context import BuildContext, StoreThread
 from executor.build.events import BuildFinished, GraphPlanned, Notice
 from executor.build.failure import BuildFailureError, unable
 from executor.build.goal import build_node
+from executor.build.hook import BuildHooks
+from executor.build.hook_build import build_by_hook
 from executor.build.plan import Look, Node, Plan, Target, examine_target, make_plan, missing_source
+from executor.build.post_build import after_build
 from executor.build.realised import record_realisations, resolved_node
 from executor.build.repair import bad_paths
 from executor.build.result import BuildResult, BuildStatus, FailureCause
@@ -122,6 +125,7 @@ class _Run:
         self._goals: dict[StorePath, _Goal] = {}
         self._tasks: set[asyncio.Task[BuildResult]] = set()
         self._building: set[asyncio.Task[BuildResult]] = set()
+        self._hooks = BuildHooks(context)
         self._ended = False
 
     async def results(self, targets: Sequence[Target]) -> list[BuildResult]:
@@ -173,6 +177,7 @@ class _Run:
             task.cancel()
         if running:
             await asyncio.wait(running)
+        await self._hooks.close()
 
     def _goal(
         self, drv_path: StorePath, outputs: frozenset[str] | None, node: Node | None = None
@@ -412,11 +417,19 @@ class _Run:
             await store.call(record_realisations, store.store, node, outputs, self._context.keys)
 
     async def _build(self, node: Node) -> BuildResult:
-        task = asyncio.current_task()
+        """Let the build hook have it, or build it here; then tell the post-build hook."""
+        task, context = asyncio.current_task(), self._context
         assert task is not None
         self._building.add(task)
         try:
-            return await build_node(self._context, node)
+            known = frozenset[str]()
+            result = await build_by_hook(context, node, self._hooks)
+            if result is None:
+                known = frozenset() if node.check else node.valid
+                result = await build_node(context, node)
+                self._hooks.child_ended()
+            new = {path for name, path in result.outputs.items() if name not in known}
+            return await after_build(context, result, new)
         finally:
             self._building.discard(task)
 

@@ -98,7 +98,7 @@ def prepare(
     try:
         options = DerivationOptions.from_derivation(derivation, store.store_dir)
         refuse_unbuildable(name, derivation, options, settings)
-        inputs = _input_closure(store, name, derivation)
+        inputs = input_closure(store, name, derivation)
         environment = build_environment(
             derivation,
             options,
@@ -190,7 +190,11 @@ def refuse_unbuildable(
         )
 
 
-def _input_closure(store: LocalStore, name: str, derivation: Derivation) -> set[StorePath]:
+def input_closure(store: LocalStore, name: str, derivation: Derivation) -> set[StorePath]:
+    """All that a builder of this derivation may see of the store; ``name`` is for messages.
+
+    Raises ``BuildFailureError`` for an input that isn't valid or an output that doesn't exist.
+    """
     roots = set(derivation.input_srcs)
     for input_drv, outputs in derivation.input_drvs.items():
         paths = static_outputs(store.read_derivation(input_drv), store.store_dir)

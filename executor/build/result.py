@@ -79,6 +79,7 @@ class FailureCause(StrEnum):
     STORE = "store"
     INPUT = "input"
     OUTPUT = "output"
+    HOOK = "hook"
     DEPENDENCY = "dependency"
     CANCELLED = "cancelled"
 

@@ -22,13 +22,17 @@ from executor.build.events import (
     Event,
     GraphPlanned,
     Notice,
+    PostBuildFinished,
+    PostBuildLine,
+    PostBuildStarted,
     SubstitutionFinished,
     SubstitutionStarted,
     WaitingForLock,
+    WaitingForMachine,
     WaitingForUser,
 )
 from executor.build.result import BuildResult, BuildStatus
-from executor.cli.progress import waiting_text
+from executor.cli.progress import building_text, machine_text, waiting_text
 from executor.formats.store_path import StoreDir, StorePath
 
 # Numbers of activities and results (logging.hh).
@@ -39,7 +43,8 @@ _LOG_LINE, _PHASE, _PROGRESS, _EXPECTED = 101, 104, 105, 106
 _REALISE_ID, _BUILDS_ID, _COPIES_ID, _FIRST_ID = 1, 2, 3, 4
 # Those of downloads that builders make: far above, so that nothing has the same number.
 _FIRST_TRANSFER = 1 << 32
-_INFO = 3
+_POST_BUILD_HOOK, _POST_BUILD_LINE = 110, 107
+_INFO, _TALKATIVE = 3, 4
 _DESTINATION = "local"
 
 
@@ -64,10 +69,11 @@ class JsonDisplay:
         match event:
             case GraphPlanned():
                 self._planned(event)
-            case BuildStarted(build_id=number, drv_path=path):
+            case BuildStarted(build_id=number, drv_path=path, machine=machine):
                 self._running[path] = number
                 name = self._store_dir.render(path)
-                self._start(_id(number), _BUILD, f"building '{name}'", [name, "", 1, 1])
+                text = building_text(name, machine)
+                self._start(_id(number), _BUILD, text, [name, machine, 1, 1])
                 self._progress()
             case BuildLogLine(build_id=number, line=line):
                 self._result(_id(number), _LOG_LINE, [line.decode("utf-8", "replace")])
@@ -75,6 +81,14 @@ class JsonDisplay:
                 self._result(_id(number), _PHASE, [phase])
             case BuildTransfer():
                 self._transfer(event)
+            case PostBuildStarted(hook_id=number, drv_path=path, program=program):
+                text = f"running post-build-hook '{program}'"
+                name = self._store_dir.render(path)
+                self._start(_id(number), _POST_BUILD_HOOK, text, [name], level=_TALKATIVE)
+            case PostBuildLine(hook_id=number, line=line):
+                self._result(_id(number), _POST_BUILD_LINE, [line.decode("utf-8", "replace")])
+            case PostBuildFinished(hook_id=number):
+                self._stop(_id(number))
             case SubstitutionStarted():
                 self._substituting(event)
             case SubstitutionFinished(number=number, success=success):
@@ -87,6 +101,8 @@ class JsonDisplay:
                 self._message(level, text)
             case WaitingForLock():
                 self._message(1, waiting_text(event))
+            case WaitingForMachine(drv_path=path):
+                self._message(1, machine_text(self._store_dir.render(path)))
             case WaitingForUser():
                 self._message(1, "waiting for a free build user ID")
             case BuildFinished(result=result):

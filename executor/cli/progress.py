@@ -21,9 +21,12 @@ from executor.build.events import (
     Event,
     GraphPlanned,
     Notice,
+    PostBuildLine,
+    PostBuildStarted,
     SubstitutionFinished,
     SubstitutionStarted,
     WaitingForLock,
+    WaitingForMachine,
     WaitingForUser,
 )
 from executor.build.result import BuildResult, BuildStatus
@@ -105,16 +108,22 @@ class PlainDisplay:
                     self._say(3, line)
             case SubstitutionStarted(path=path, source=source):
                 self._say(3, f"copying path '{self._store_dir.render(path)}' from '{source}'...")
-            case BuildStarted(drv_path=path):
-                self._say(3, f"building '{self._store_dir.render(path)}'...")
+            case BuildStarted(drv_path=path, machine=machine):
+                self._say(3, f"{building_text(self._store_dir.render(path), machine)}...")
             case BuildLogLine(drv_path=path, line=line) if self._print_logs:
                 self._say(0, f"{_short(path)}> {printable(line)}")
+            case PostBuildStarted(program=program):
+                self._say(4, f"running post-build-hook '{program}'...")
+            case PostBuildLine(drv_path=path, line=line) if self._print_logs:
+                self._say(0, f"{_short(path)} (post)> {printable(line)}")
             case BuildPhase(drv_path=path, phase=phase) if self._print_logs:
                 self._say(3, f"{_short(path)}> phase: {printable(phase.encode())}")
             case BuildTransfer(action="start", level=level, text=text) if text:
                 self._say(level, printable(text.encode()))
             case WaitingForLock():
                 self._say(1, waiting_text(event))
+            case WaitingForMachine(drv_path=path):
+                self._say(1, machine_text(self._store_dir.render(path)))
             case WaitingForUser(drv_path=path):
                 name = self._store_dir.render(path)
                 self._say(1, f"waiting for a free build user ID for '{name}'")
@@ -190,7 +199,7 @@ class BarDisplay:
                 self._fetched += success
             case BuildStarted(drv_path=path, start_time=start):
                 self._running[path] = start
-            case BuildLogLine(line=line):
+            case BuildLogLine(line=line) | PostBuildLine(line=line):
                 self._last_line = printable(line)
             case BuildFinished(result=result):
                 self._running.pop(result.drv_path, None)
@@ -198,7 +207,8 @@ class BarDisplay:
                 self._failed += not result.success
         self._erase()
         self._plain.take(event)
-        if not isinstance(event, BuildLogLine) or time.monotonic() - self._drawn_at > _REDRAW:
+        many = isinstance(event, BuildLogLine | PostBuildLine)
+        if not many or time.monotonic() - self._drawn_at > _REDRAW:
             self._draw()
 
     def close(self) -> None:
@@ -234,6 +244,16 @@ class BarDisplay:
 
 def _short(path: StorePath) -> str:
     return path.name.removesuffix(".drv")
+
+
+def building_text(name: str, machine: str) -> str:
+    """What is built, and where, if that is not here."""
+    return f"building '{name}'" + (f" on '{machine}'" if machine else "")
+
+
+def machine_text(name: str) -> str:
+    """Nix's sentence where the build hook has put somebody off."""
+    return f"waiting for a machine to build '{name}'"
 
 
 def waiting_text(event: WaitingForLock) -> str:
