@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from executor.formats.hashes import Hash, HashAlgorithm
+from executor.formats.realisation import DrvOutput, Realisation
 from executor.store.local import LocalStore
 from executor.store.location import parse_store_url
 from executor.store.path_info import PathInfo
@@ -105,6 +106,19 @@ def deliver(values: dict[str, str], drv_path: str, content: str = "from afar\n")
             store.register(
                 [PathInfo(path=output, nar_hash=digest, nar_size=len(nar), deriver=path)]
             )
+
+
+def deliver_floating(values: dict[str, str], drv_path: str) -> None:
+    """Make all floating outputs of a derivation, and say what they came to be."""
+    location = parse_store_url(values["store"], os.environ)
+    features = StoreSettings(
+        fsync_metadata=False, experimental_features=frozenset({"ca-derivations"})
+    )
+    with LocalStore.open(location, settings=features) as store:
+        derivation = store.read_derivation(store.store_dir.parse(drv_path))
+        for output, digest in store.modulo_hasher.output_hashes(derivation).items():
+            path = store.add_text(f"{derivation.name}-{output}", b"from afar\n", ())
+            store.realisations.register([Realisation(DrvOutput.of(digest, output), path)])
 
 
 def file_nar(data: bytes) -> bytes:

@@ -25,9 +25,21 @@ from executor.build.events import (
 )
 from executor.build.plan import Target
 from executor.build.result import BuildStatus, FailureCause
+from executor.derivation import FloatingOutput
+from executor.formats.content_address import IngestionMethod
+from executor.formats.hashes import HashAlgorithm
 from executor.store.locks import PathLocks
 from executor.store.log_files import log_path
-from tests.build.conftest import FOREVER, SLEEPING, Drv, Run, Workshop, processes_with, wait_until
+from tests.build.conftest import (
+    FOREVER,
+    SLEEPING,
+    Drv,
+    Run,
+    Workshop,
+    fixed,
+    processes_with,
+    wait_until,
+)
 
 pytestmark = pytest.mark.root
 
@@ -324,6 +336,33 @@ def test_a_part_of_the_outputs_is_not_enough(workshop: Workshop, hook: Hook) -> 
     result = workshop.build(drv).result
     assert "unexpectedly invalid" in result.message
     assert "dev, out" in result.message
+
+
+def test_fixed_outputs(workshop: Workshop, hook: Hook) -> None:
+    hook.install(GOOD)
+    drv = workshop.make("one", "exit 1", outputs={"out": fixed(THEIRS)})
+    assert workshop.build(drv).result.status is BuildStatus.BUILT
+    assert content(workshop, drv) == THEIRS
+
+
+def test_floating_outputs_and_what_depends_on_them(workshop: Workshop, hook: Hook) -> None:
+    """The hook says by realisations where outputs are; what is resolved is offered, too."""
+    workshop.change(experimental_features=frozenset({"ca-derivations"}))
+    floating = FloatingOutput(IngestionMethod.NAR, HashAlgorithm.SHA256)
+    first = workshop.make("first", "exit 1", outputs={"out": floating})
+    second = workshop.make("second", "exit $first_out", inputs=[first])
+    hook.install(
+        "values = settings(); job = request(); accept()\n"
+        "what = deliver_floating if 'first' in job.drv_path else deliver\n"
+        "what(values, job.drv_path)"
+    )
+    run = workshop.build(second)
+    assert run.result.status is BuildStatus.BUILT, run.result.message
+    (made,) = run.finished[first.path].outputs.values()
+    assert workshop.real(made).read_bytes() == THEIRS
+    hook.install("settings(); request(); accept()")
+    again = workshop.make("third", "exit 3", outputs={"out": floating})
+    assert "unexpectedly invalid" in workshop.build(again).result.message
 
 
 # Hostile ones.
