@@ -29,7 +29,9 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     path = store_path(invocation.location, arguments.path)
     with open_store(invocation, read_only=True) as store:
         candidates = [path] if path.is_derivation else _makers(store, path)
-    log = _here(invocation, candidates) or _elsewhere(invocation, candidates)
+    log = _here(invocation, candidates)
+    if log is None:
+        log = _elsewhere(invocation, candidates)
     if log is None:
         raise UsageError(f"build log of '{arguments.path}' is not available")
     sys.stdout.buffer.write(log)

@@ -282,7 +282,7 @@ def test_a_log_that_is_not_there_is_an_error(workshop: Workshop) -> None:
     drv = workshop.make("never-built")
     done = workshop.cli("log", drv.text)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == lines(f"error: the build log of '{drv.text}' is not here")
+    assert done.stderr == lines(f"error: build log of '{drv.text}' is not available")
 
 
 def record(done: Any) -> dict[str, Any]:
