@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from executor.build.asking import make_asking_plan, may_substitute, wanted_outputs
 from executor.build.context import BuildContext, StoreThread
 from executor.build.events import BuildFinished, GraphPlanned, Notice
 from executor.build.failure import BuildFailureError, unable
 from executor.build.goal import build_node
-from executor.build.hook import BuildHooks
-from executor.build.hook_build import build_by_hook
+from executor.build.machines import hook_is_of_use
 from executor.build.plan import Look, Node, Plan, Target, examine_target, make_plan, missing_source
-from executor.build.post_build import after_build
 from executor.build.realised import record_realisations, resolved_node
 from executor.build.repair import bad_paths
 from executor.build.result import BuildResult, BuildStatus, FailureCause
@@ -32,6 +31,9 @@ from executor.resolution import (
     needs_resolution,
     upstream_placeholder,
 )
+
+if TYPE_CHECKING:
+    from executor.build.hook import BuildHooks
 
 BuildOutputs = Mapping[str, StorePath]
 
@@ -125,7 +127,12 @@ class _Run:
         self._goals: dict[StorePath, _Goal] = {}
         self._tasks: set[asyncio.Task[BuildResult]] = set()
         self._building: set[asyncio.Task[BuildResult]] = set()
-        self._hooks = BuildHooks(context)
+        self._hooks: BuildHooks | None = None
+        if hook_is_of_use(context.settings):
+            # Imported late, as below: few have hooks, and a cold start has a budget.
+            from executor.build.hook import BuildHooks
+
+            self._hooks = BuildHooks(context)
         self._ended = False
 
     async def results(self, targets: Sequence[Target]) -> list[BuildResult]:
@@ -177,7 +184,8 @@ class _Run:
             task.cancel()
         if running:
             await asyncio.wait(running)
-        await self._hooks.close()
+        if self._hooks is not None:
+            await self._hooks.close()
 
     def _goal(
         self, drv_path: StorePath, outputs: frozenset[str] | None, node: Node | None = None
@@ -422,16 +430,28 @@ class _Run:
         assert task is not None
         self._building.add(task)
         try:
-            known = frozenset[str]()
-            result = await build_by_hook(context, node, self._hooks)
+            result, known = await self._offered(node), frozenset[str]()
             if result is None:
                 known = frozenset() if node.check else node.valid
                 result = await build_node(context, node)
-                self._hooks.child_ended()
+                if self._hooks is not None:
+                    self._hooks.child_ended()
+            if not context.settings.post_build_hook:
+                return result
+            from executor.build.post_build import after_build
+
             new = {path for name, path in result.outputs.items() if name not in known}
             return await after_build(context, result, new)
         finally:
             self._building.discard(task)
+
+    async def _offered(self, node: Node) -> BuildResult | None:
+        """The result of a build that the build hook takes; nothing if it is for us."""
+        if self._hooks is None:
+            return None
+        from executor.build.hook_build import build_by_hook
+
+        return await build_by_hook(self._context, node, self._hooks)
 
     def _end(self) -> None:
         """The first failure of a run that doesn't keep going: kill the other builds."""

@@ -27,7 +27,6 @@ from executor.build.hook_protocol import (
     Reply,
     ReplyLine,
     Request,
-    has_machines,
     read_line,
     read_reply,
     request_message,
@@ -37,9 +36,7 @@ from executor.build.hook_protocol import (
 )
 from executor.build.log import MessageLine, TextLine
 from executor.build.program import Program, read_some, rest_of_pipe, write_all
-from executor.config import Settings
 
-_DEFAULT_COMMAND = Settings().build_hook
 # Seconds that a hook may take to read what it has answered already.
 _READING_PATIENCE = 5.0
 # Above the descriptors that the hook gets by number.
@@ -179,7 +176,7 @@ class BuildHooks:
         self._context = context
         self._settings = context.settings
         self._process: HookProcess | None = None
-        self._given_up = not _is_of_use(context.settings)
+        self._given_up = False
         self._changed = asyncio.Event()
 
     @property
@@ -299,18 +296,6 @@ class BuildHooks:
             text = environ.get(b"NIX_CONFIG", b"") + b"\nextra-experimental-features = "
             environ[b"NIX_CONFIG"] = text + " ".join(features).encode() + b"\n"
         return environ
-
-
-def _is_of_use(settings: Settings) -> bool:
-    """Whether there may be an answer other than that there are no machines."""
-    if not settings.build_hook:
-        return False
-    return settings.build_hook != _DEFAULT_COMMAND or has_machines(settings.builders, _read)
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
 
 
 def _high_pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from urllib.parse import quote
@@ -262,27 +262,3 @@ def _phase(phase: object) -> PhaseLine | None:
 def _encodable(text: str) -> str:
     """Without the halves of surrogate pairs that JSON can hold and no terminal can be sent."""
     return text.encode("utf-8", "replace").decode()
-
-
-# Machines.
-
-
-def has_machines(builders: str, read_file: Callable[[str], str], depth: int = 0) -> bool:
-    """Whether the setting ``builders`` names any machine; ``@file`` is looked into.
-
-    ``read_file`` raises ``OSError`` for a file that can't be read, which then names none.
-    """
-    for part in re.split(r"[\n;]", builders):
-        line = part.partition("#")[0].strip()
-        if not line:
-            continue
-        if not line.startswith("@"):
-            return True
-        if depth < 8:
-            try:
-                text = read_file(line[1:].strip())
-            except OSError:
-                continue
-            if has_machines(text, read_file, depth + 1):
-                return True
-    return False

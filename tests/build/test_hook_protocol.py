@@ -19,7 +19,6 @@ from executor.build.hook_protocol import (
     Request,
     build_message,
     configuration_text,
-    has_machines,
     phase_log_line,
     read_line,
     read_reply,
@@ -29,6 +28,7 @@ from executor.build.hook_protocol import (
     store_url,
 )
 from executor.build.log import MessageLine, PhaseLine, TextLine
+from executor.build.machines import has_machines
 from executor.config import SandboxPath, Settings, load_settings
 from executor.store.location import parse_store_url
 
