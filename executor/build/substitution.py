@@ -70,10 +70,9 @@ class Substitution:
 
     async def close(self) -> None:
         """End what still runs and remove what was not finished."""
+        # Threads can't be cancelled, and a server may keep one waiting for minutes.
+        self._substituters.interrupt()
         running = [task for task in self._tasks.values() if not task.done()]
-        if running:
-            # Threads can't be cancelled, and a server may keep one waiting for minutes.
-            self._substituters.interrupt()
         for task in running:
             task.cancel()
         if running:
@@ -89,11 +88,11 @@ class Substitution:
     async def offer(self, path: StorePath, content_address: str | None = None) -> Found | None:
         """The best offer of a path."""
         offers = self._substituters.query_all(path, content_address)
-        return await self._work(next, offers, None)
+        return await self._ask(next, offers, None)
 
     async def realisation(self, id: DrvOutput) -> Realisation | None:
         """What somebody says that an output came to be."""
-        return await self._work(self._substituters.query_realisation, id)
+        return await self._ask(self._substituters.query_realisation, id)
 
     # Fetching.
 
@@ -206,6 +205,11 @@ class Substitution:
                 self._scratch_fd = await self._store.call(scratch.__enter__)
                 self._scratch = scratch
         return self._scratch_fd
+
+    async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A question; who is cancelled doesn't wait for the answer."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(function, *args, **kwargs))
 
     async def _work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

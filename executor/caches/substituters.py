@@ -95,7 +95,8 @@ class Substituters:
         return found.cache.stage(found, directory_fd)
 
     def interrupt(self) -> None:
-        """Make what other threads ask for here fail soon, for a quick end."""
+        """Make what other threads ask for here fail soon, and without a word, for a quick end."""
+        self._warn = _ignore
         for cache in self._caches:
             cache.interrupt()
 
@@ -124,6 +125,10 @@ class Substituters:
             self._warn(f"the substituter '{cache.shown}' is not used: {error}")
             return False
         return True
+
+
+def _ignore(_text: str) -> None:
+    """The listener of those who leave."""
 
 
 def open_substituters(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -328,24 +329,33 @@ def test_only_what_is_wanted_is_fetched(near: Workshop, far: Far) -> None:
     assert not near.is_valid(drv.out)
 
 
+@pytest.mark.parametrize("what", ["nix-cache-info", "narinfo", "archive"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_run_does_not_wait_for_a_server(
-    near: Workshop, far: Far, server: Server
+    near: Workshop, far: Far, server: Server, what: str, number: signal.Signals
 ) -> None:
     drv = both(near, far, "drv")
     far.publish(drv)
     server.directory = far.cache
     forever = threading.Event()
-    archive = "/" + str(far.archive(drv.out).relative_to(far.cache))
+    archive = {
+        "nix-cache-info": "/nix-cache-info",
+        "narinfo": f"/{drv.out.digest}.narinfo",
+        "archive": "/" + str(far.archive(drv.out).relative_to(far.cache)),
+    }[what]
     server.offer(archive, Answer(wait=forever))
     conf = near.directory / "conf"
     conf.mkdir(exist_ok=True)
     (conf / "nix.conf").write_text(f"trusted-public-keys = {public_key(KEY)}\n")
     process = near.start_cli("build", drv.text, "--option", "substituters", server.url(""))
-    wait_until(lambda: archive in server.paths, "the request for the archive")
-    process.send_signal(2)
-    _, errors = process.communicate(timeout=20)
-    forever.set()
-    assert process.returncode == 130, errors
+    wait_until(lambda: archive in server.paths, "the request")
+    process.send_signal(number)
+    try:
+        _, errors = process.communicate(timeout=20)
+    finally:
+        forever.set()
+        process.kill()
+    assert process.returncode == 128 + number, errors
     assert near.leftovers() == []
 
 
