@@ -265,8 +265,12 @@ def _kill_started(started: asyncio.Future[tuple[int, int]]) -> None:
     if started.cancelled() or started.exception() is not None:
         return
     _pid, pidfd = started.result()
-    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    os.close(pidfd)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended by itself
+    finally:
+        os.close(pidfd)
 
 
 async def _read_to_end(loop: asyncio.AbstractEventLoop, fd: int) -> bytes:

@@ -245,6 +245,9 @@ class _Job:
         finally:
             if log is not None:
                 log.close()
+        if log is not None and log.error is not None:
+            text = f"the log of '{self.name}' is not complete: {log.error.strerror}"
+            self._context.emit(Notice(level=1, text=text))
         return self._outcome
 
     @property

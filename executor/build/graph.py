@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.build.asking import make_asking_plan, may_substitute, wanted_outputs
+from executor.build.checking import fetch_to_check
 from executor.build.context import BuildContext, StoreThread
 from executor.build.events import BuildFinished, GraphPlanned, Notice
 from executor.build.failure import BuildFailureError, unable
@@ -48,6 +49,8 @@ async def run_graph(
     Results of derivations that were only needed on the way are told to listeners as events.
     """
     always = context.settings.always_allow_substitutes
+    if context.substitution is not None:
+        await fetch_to_check(context, context.substitution, targets)
     # What has to be repaired shows on the way: looking at contents is slow.
     plan = (
         Plan({})

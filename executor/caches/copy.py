@@ -49,8 +49,13 @@ def copy_to_cache(
             archives = threads.map(
                 lambda path: writer.add_archive(store.store_fd, infos[path]), ready
             )
-            for path, archive in zip(ready, archives, strict=True):
-                writer.add_info(infos[path], archive)
+            try:
+                for path, archive in zip(ready, archives, strict=True):
+                    writer.add_info(infos[path], archive)
+            except BaseException:
+                # Whoever ends this doesn't want to wait for the rest.
+                writer.stop()
+                raise
             order.done(*ready)
     writer.add_realisations(store.realisations.of_paths(wanted))
     return len(missing)

@@ -61,6 +61,7 @@ class CacheWriter:
         self._store_dir = store_dir
         self._keys = keys
         self._files = DirectoryFiles(address.base)
+        self._stopped = False
         os.makedirs(address.base, exist_ok=True)
         self._directory_fd = os.open(address.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -83,6 +84,10 @@ class CacheWriter:
                 f"binary cache '{self.shown}' is for Nix stores with prefix '{there}', "
                 f"not '{self._store_dir.path}'"
             )
+
+    def stop(self) -> None:
+        """Make the threads that write archives raise ``CacheError`` soon."""
+        self._stopped = True
 
     def has(self, path: StorePath) -> bool:
         """Whether the cache has a path already."""
@@ -133,6 +138,8 @@ class CacheWriter:
                 size += len(data)
 
         def take(data: bytes) -> None:
+            if self._stopped:
+                raise CacheError(f"copying to '{self.shown}' was broken off")
             plain.update(data)
             put(compressor.compress(data))
 

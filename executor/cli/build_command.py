@@ -211,9 +211,10 @@ def _finish(
     results: Sequence[BuildResult],
 ) -> None:
     """Print what there is, and keep it from the collector if asked to."""
-    for target, result in zip(targets, results, strict=True):
-        if result.success:
-            _keep(store, arguments.add_root, target, result)
+    for number, (target, result) in enumerate(zip(targets, results, strict=True), 1):
+        if result.success and arguments.add_root is not None:
+            link = arguments.add_root + (f"-{number}" if number > 1 else "")
+            _keep(store, link, target, result)
     if arguments.json:
         print(json.dumps([_record(invocation, result) for result in results], indent=2))
     else:
@@ -228,10 +229,8 @@ def _wanted(target: Target, result: BuildResult) -> list[StorePath]:
     return sorted(result.outputs[name] for name in names)
 
 
-def _keep(store: LocalStore, link: str | None, target: Target, result: BuildResult) -> None:
+def _keep(store: LocalStore, link: str, target: Target, result: BuildResult) -> None:
     """Links to the outputs, as ``nix-store --realise --add-root`` makes them."""
-    if link is None:
-        return
     names = sorted(result.outputs if target.outputs is None else target.outputs)
     for name in names:
         suffix = "" if name == "out" else f"-{name}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -68,6 +70,8 @@ def _to_cache(invocation: Invocation, arguments: argparse.Namespace, address: Ca
 
     for warning in address.warnings:
         invocation.say(1, f"warning: {warning}")
+    # By default it would end us without a chance to remove what is half written.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     keys = load_secret_keys([*invocation.settings.secret_key_files, *address.secret_keys])
 
     def progress(path: StorePath) -> None:

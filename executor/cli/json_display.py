@@ -58,6 +58,7 @@ class JsonDisplay:
         self._done = self._failed = self._expected = 0
         self._fetched = self._fetching = self._to_fetch = 0
         self._running: dict[StorePath, int] = {}
+        self._planned_builds: set[StorePath] = set()
         self._transfers: dict[tuple[int, int], int] = {}
         self._next_transfer = _FIRST_TRANSFER
         for number, kind in ((_REALISE_ID, _REALISE), (_BUILDS_ID, _BUILDS)):
@@ -71,6 +72,9 @@ class JsonDisplay:
                 self._planned(event)
             case BuildStarted(build_id=number, drv_path=path, machine=machine):
                 self._running[path] = number
+                # Not in the plan: it came up on the way, as what a derivation was resolved to.
+                self._expected += path not in self._planned_builds
+                self._planned_builds.add(path)
                 name = self._store_dir.render(path)
                 text = building_text(name, machine)
                 self._start(_id(number), _BUILD, text, [name, machine, 1, 1])
@@ -109,12 +113,15 @@ class JsonDisplay:
                 self._finished(result)
 
     def close(self) -> None:
-        """End the activities of the run."""
+        """End all activities: of what still ran when a signal came, and of the run."""
+        for drv_path in list(self._running):
+            self._stop_build(drv_path)
         for number in (_COPIES_ID, _BUILDS_ID, _REALISE_ID):
             self._stop(number)
 
     def _planned(self, plan: GraphPlanned) -> None:
         self._expected += len(plan.will_build)
+        self._planned_builds.update(plan.will_build)
         self._to_fetch += len(plan.will_substitute)
         self._result(_REALISE_ID, _EXPECTED, [_FILE_TRANSFER, plan.download_size])
         self._result(_REALISE_ID, _EXPECTED, [_COPY_PATH, plan.nar_size])
@@ -148,16 +155,19 @@ class JsonDisplay:
             self._result(self._transfers[key], event.kind, list(event.fields))
 
     def _finished(self, result: BuildResult) -> None:
-        number = self._running.pop(result.drv_path, None)
-        if number is not None:
-            for key in [key for key in self._transfers if key[0] == number]:
-                self._stop(self._transfers.pop(key))
-            self._stop(_id(number))
+        self._stop_build(result.drv_path)
         self._done += result.status is BuildStatus.BUILT
         if not result.success and result.status is not BuildStatus.CANCELLED:
             self._failed += 1
             self._message(0, f"error: {result.message}")
         self._progress()
+
+    def _stop_build(self, drv_path: StorePath) -> None:
+        number = self._running.pop(drv_path, None)
+        if number is not None:
+            for key in [key for key in self._transfers if key[0] == number]:
+                self._stop(self._transfers.pop(key))
+            self._stop(_id(number))
 
     def _progress(self) -> None:
         builds = [self._done, self._expected, len(self._running), self._failed]

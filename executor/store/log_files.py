@@ -36,16 +36,24 @@ class LogFile:
         self._compressor = bz2.BZ2Compressor() if compress else None
         self._fd = _open_for_writing(path)
         self.size = 0
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> None:
-        """Append bytes as they came from the builder."""
+        """Append bytes as they came from the builder.
+
+        A log that can't be written any more, on a full disk, ends there: the build goes on, as in
+        Nix, and `error` tells why.
+        """
         self.size += len(data)
         self._write(data if self._compressor is None else self._compressor.compress(data))
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            while view and self.error is None:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            self.error = error
 
     def close(self) -> None:
         """Complete the file; doing it twice is harmless."""

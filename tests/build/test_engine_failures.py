@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import stat
+import subprocess
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -283,3 +284,18 @@ def overwrite(path: Path, data: bytes) -> None:
     """Damage a file of the store."""
     path.chmod(0o644)
     path.write_bytes(data)
+
+
+def test_a_full_disk_may_be_the_reason(tmp_path: Path) -> None:
+    """Store, build directory and log are on it; the verdict is the builder's all the same."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", tmp_path], check=True)
+    try:
+        small = Workshop(tmp_path)
+        drv = small.make("full", "seq 1000; dd if=/dev/zero of=$out bs=1M count=90; seq 100000")
+        for compress in (True, False):
+            result = small.build(drv, compress_build_log=compress).result
+            assert result.status is BuildStatus.TRANSIENT_FAILURE, result.message
+            assert "disk is nearly full" in result.message
+            assert small.leftovers() == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

@@ -348,6 +348,20 @@ def test_a_dry_run_builds_nothing(workshop: Workshop) -> None:
     assert not workshop.is_valid(base.out)
 
 
+def test_each_target_has_roots_of_its_own(workshop: Workshop) -> None:
+    """Named and numbered as ``nix-store --realise --add-root`` does."""
+    first, second = workshop.make("first"), workshop.make("second")
+    third = workshop.make("third", "echo > $dev", outputs=("dev",))
+    link = workshop.directory / "root-link"
+    workshop.cli("build", first.text, second.text, third.text, "--add-root", str(link))
+    links = {path.name: path.readlink().name for path in workshop.directory.glob("root-link*")}
+    assert links == {
+        "root-link": first.out.base_name,
+        "root-link-2": second.out.base_name,
+        "root-link-3-dev": third.outputs["dev"].base_name,
+    }
+
+
 def test_a_root_keeps_each_output(workshop: Workshop, several: Drv) -> None:
     link = workshop.directory / "result"
     assert workshop.cli("build", several.text, "--add-root", str(link)).returncode == 0

@@ -252,10 +252,19 @@ def test_json_tells_of_a_download_that_a_builder_makes() -> None:
     assert plain(transfer("start", level=3, text="get it")) == "get it\n"
 
 
+def test_json_counts_what_came_up_on_the_way() -> None:
+    other = StorePath("1" * 32, "resolved.drv")
+    more = BuildStarted(build_id=2, drv_path=other, start_time=100.0)
+    told = as_json(GraphPlanned(will_build=(DRV,)), STARTED, more)
+    assert result(2, 105, 0, 2, 2, 0) in told
+    # Both still run at the end, which a signal brought.
+    assert told[-5:] == [{"action": "stop", "id": 6}, {"action": "stop", "id": 8}, *END]
+
+
 def test_json_tells_of_a_failure() -> None:
     told = as_json(STARTED, FAILED)
     assert {"action": "msg", "level": 0, "msg": "error: builder failed\x1b[2J"} in told
-    assert result(2, 105, 0, 0, 0, 1) in told
+    assert result(2, 105, 0, 1, 0, 1) in told
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from executor.build.plan import Target
 from executor.build.result import BuildStatus
 from tests.build.conftest import Workshop
 from tests.build.test_engine_substitution import Far
@@ -74,3 +75,16 @@ def test_a_cache_that_lies_about_a_content_address(near: Workshop, far: Far) -> 
     assert done.returncode == 1
     assert "ca hash mismatch importing path" in done.stderr
     assert not near.is_valid(good)
+
+
+def test_what_is_to_be_checked_is_fetched_first(near: Workshop, far: Far) -> None:
+    same, other = near.make("same"), near.make("other", "cat /proc/uptime > $out")
+    assert far.workshop.make("same") == same
+    assert far.workshop.make("other", "cat /proc/uptime > $out") == other
+    far.publish(same, other, key=None)
+    targets = [Target(drv_path=drv.path, check=True) for drv in (same, other)]
+    run = near.build_targets(*targets, keep_going=True)
+    assert [result.status for result in run.results] == [
+        BuildStatus.BUILT,
+        BuildStatus.NOT_DETERMINISTIC,
+    ]
