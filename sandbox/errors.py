@@ -68,7 +68,10 @@ def _remedy(step: str, error_number: int) -> str:
     if known is not None:
         return known
     if error_number == errno.ENOENT and step.startswith("bind"):
-        return "the path does not exist here: correct it, or end it in '?' in the setting"
+        return (
+            "the path does not exist here: one of the store can be made again by a repair; one "
+            "that a setting names is to be corrected there, or to end in '?'"
+        )
     if error_number == errno.ENOSYS:
         return "the kernel is too old: Linux 6.1 is the oldest that is supported"
     return "run 'executor doctor' to see what this machine lacks" if error_number else ""

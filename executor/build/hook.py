@@ -218,7 +218,8 @@ class BuildHooks:
             await self._drop()
         except HookReplyError as error:
             await self._drop()
-            raise unable(str(error)) from error
+            hook = self._settings.build_hook[0]
+            raise unable(f"{error} from '{hook}', which was asked to build '{drv_path}'") from error
         except BaseException:
             # Nobody knows any more what this hook would answer next.
             await self._drop()

@@ -215,7 +215,7 @@ def read_reply(line: ReplyLine) -> Reply:
     try:
         return Reply(line.word)
     except ValueError:
-        raise HookReplyError(f"bad hook reply '{line.word[:200]}'") from None
+        raise HookReplyError(f"bad hook reply '{line.word[:60]}'") from None
 
 
 def phase_log_line(phase: str) -> bytes:

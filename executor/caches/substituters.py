@@ -29,7 +29,7 @@ class Substituters:
     def __init__(self, caches: list[Cache], trust: Trust, warn: Callable[[str], object]) -> None:
         self._caches = caches
         self._trust = trust
-        self._warn = warn
+        self._warn: Callable[[str], object] = _once(warn)
         self._lock = threading.Lock()
         self._ordered: tuple[Cache, ...] | None = None
 
@@ -125,6 +125,18 @@ class Substituters:
             self._warn(f"the substituter '{cache.shown}' is not used: {error}")
             return False
         return True
+
+
+def _once(warn: Callable[[str], object]) -> Callable[[str], object]:
+    """Says each thing once: a plan and a fetch ask the same questions."""
+    said: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            warn(text)
+
+    return say
 
 
 def _ignore(_text: str) -> None:

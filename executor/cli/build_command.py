@@ -145,6 +145,7 @@ def _build(
         verbosity=invocation.verbosity,
         store_dir=invocation.location.store_dir,
         json_log_path=invocation.settings.json_log_path,
+        log_command=_log_command(invocation),
     )
 
     def collect(event: object) -> None:
@@ -171,6 +172,15 @@ def _build(
         return asyncio.run(build()), exit_status(everything)
     finally:
         display.close()
+
+
+def _log_command(invocation: Invocation) -> str:
+    """How to see a log of this store; the system's own needs no name."""
+    if invocation.store is None:
+        return "executor log"
+    import shlex
+
+    return f"executor log --store {shlex.quote(invocation.store)}"
 
 
 class _EndedBySignalError(Exception):

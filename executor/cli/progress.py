@@ -53,13 +53,14 @@ def make_display(
     verbosity: int,
     store_dir: StoreDir,
     json_log_path: str = "",
+    log_command: str = "executor log",
 ) -> Display:
     """The display that the options ask for; a status line only where there is a terminal.
 
-    ``json_log_path`` is a file or a unix socket that gets everything as JSON, too. Raises
-    ``OSError`` if it can't be opened.
+    ``log_command`` is how to see a log of this store. ``json_log_path`` is a file or a unix socket
+    that gets everything as JSON, too. Raises ``OSError`` if it can't be opened.
     """
-    display = _on_stderr(log_format, print_logs, verbosity, store_dir)
+    display = _on_stderr(log_format, print_logs, verbosity, store_dir, log_command)
     if not json_log_path:
         return display
     from executor.cli.json_display import JsonDisplay, open_json_log
@@ -68,7 +69,7 @@ def make_display(
 
 
 def _on_stderr(
-    log_format: str | None, print_logs: bool, verbosity: int, store_dir: StoreDir
+    log_format: str | None, print_logs: bool, verbosity: int, store_dir: StoreDir, log_command: str
 ) -> Display:
     out = sys.stderr
     if log_format == "internal-json":
@@ -77,7 +78,9 @@ def _on_stderr(
         return JsonDisplay(out, store_dir)
     is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     logs = print_logs or log_format in ("raw-with-logs", "bar-with-logs")
-    plain = PlainDisplay(out, store_dir, verbosity=verbosity, print_logs=logs)
+    plain = PlainDisplay(
+        out, store_dir, verbosity=verbosity, print_logs=logs, log_command=log_command
+    )
     if log_format in ("raw", "raw-with-logs") or not is_terminal:
         return plain
     return BarDisplay(plain, out)
@@ -93,12 +96,19 @@ class PlainDisplay:
     """A line when a build starts, its log if asked for, and the reason when it fails."""
 
     def __init__(
-        self, out: TextIO, store_dir: StoreDir, *, verbosity: int, print_logs: bool
+        self,
+        out: TextIO,
+        store_dir: StoreDir,
+        *,
+        verbosity: int,
+        print_logs: bool,
+        log_command: str = "executor log",
     ) -> None:
         self._out = out
         self._store_dir = store_dir
         self._verbosity = verbosity
         self._print_logs = print_logs
+        self._log_command = log_command
 
     def take(self, event: Event) -> None:
         """Print what the event is worth."""
@@ -152,7 +162,7 @@ class PlainDisplay:
                 self._say(0, f"       > {printable(line)}")
         if result.log_path is not None:
             name = self._store_dir.render(result.drv_path)
-            self._say(0, f"       for the full log, run: executor log {name}")
+            self._say(0, f"       for the full log, run: {self._log_command} {name}")
         if result.kept_build_directory is not None:
             self._say(0, f"note: keeping build directory '{result.kept_build_directory}'")
 

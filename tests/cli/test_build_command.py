@@ -229,7 +229,8 @@ def test_a_failure_shows_the_last_25_lines_of_the_log(workshop: Workshop) -> Non
         f"error: builder for '{drv.text}' failed with exit code 1",
         "       last 25 lines of the log:",
     ]
-    assert done.stderr.endswith(f"for the full log, run: executor log {drv.text}\n")
+    command = f"executor log --store {workshop.root} {drv.text}"
+    assert done.stderr.endswith(f"for the full log, run: {command}\n")
     done = workshop.cli("build", drv.text, "--log-lines", "2")
     assert "last 2 lines of the log:" in done.stderr
 
