@@ -371,6 +371,8 @@ class HookBuild:
         self._take_messages(b"")
         async for data in chunks(self._process.pipes.answers):
             self._take_messages(data)
+            if self._is_too_long:
+                await self._end(Ending.LOG_LIMIT)
         # A hook that has nothing more to say is expected to end.
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.program.ended(), self._process.grace)
@@ -426,10 +428,14 @@ class HookBuild:
         """Take output of the builder; tells whether there may be more."""
         self._last_sign = time.monotonic()
         self._size += len(data)
-        if self._limits.max_log_size and self._size > self._limits.max_log_size:
+        if self._is_too_long:
             return False
         self._take_output(data)
         return True
+
+    @property
+    def _is_too_long(self) -> bool:
+        return 0 < self._limits.max_log_size < self._size
 
     def _take_output(self, data: bytes) -> None:
         self._write(data)
@@ -446,8 +452,7 @@ class HookBuild:
     def _take_message(self, line: bytes) -> None:
         match read_line(line):
             case BuilderLine(text):
-                # The other machine has counted these.
-                self._take_output(text + b"\n")
+                self._take_log(text + b"\n")
             case PhaseLine(phase) as entry:
                 self._write(phase_log_line(phase))
                 self._take_entry(entry)

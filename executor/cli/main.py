@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -46,6 +47,10 @@ nix.conf is an option, too: --max-jobs 4, --keep-going, --option NAME VALUE.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # Whoever calls us may have other habits: what we make is not for others to write to, and who
+    # ignores the end of children never hears how they ended.
+    os.umask(0o022)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     debug = "--debug" in words
     try:
         code = _run([word for word in words if word != "--debug"])

@@ -39,7 +39,15 @@ class Invocation:
     def say(self, level: int, text: str) -> None:
         """Tell the user something of a level that is not above the verbosity."""
         if level <= self.verbosity:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """Without what could drive a terminal: names in it may come from anywhere. Lines stay."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def extract_settings(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

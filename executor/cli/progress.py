@@ -258,7 +258,8 @@ def _short(path: StorePath) -> str:
 
 def building_text(name: str, machine: str) -> str:
     """What is built, and where, if that is not here."""
-    return f"building '{name}'" + (f" on '{machine}'" if machine else "")
+    shown = printable(machine[:200].encode("utf-8", "replace"))
+    return f"building '{name}'" + (f" on '{shown}'" if shown else "")
 
 
 def machine_text(name: str) -> str:

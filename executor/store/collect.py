@@ -156,13 +156,14 @@ class Collector:
             self._delete_unused_links()
 
     def _find_roots(self) -> None:
-        # Nobody can add a permanent root without a temporary one, and those come to the socket.
+        # Nobody can add a permanent root without a temporary one, and those come to the socket by
+        # now. The temporary ones first: their owner may make a link meanwhile, and end.
+        temporary = find_temporary_roots(self.location, self.report)
+        self._server.add_known({path.digest for path in temporary})
         roots: set[StorePath] = set()
         if not self.options.ignore_liveness:
             roots.update(find_permanent_roots(self.location, self.is_valid, self.report))
             roots.update(find_runtime_roots(self.location, self.is_valid))
-        temporary = find_temporary_roots(self.location, self.report)
-        self._server.add_known({path.digest for path in temporary})
         self._alive = self.liveness.closure(roots.union(temporary))
 
     # What is there.
@@ -302,11 +303,12 @@ class Collector:
     def _claim(self, part: str) -> bool:
         """Let clients that ask for a hash part wait; False if it is a temporary root by now.
 
-        New roots are made alive with their closures, so look again afterwards.
+        New roots are made alive with their closures, so look again afterwards. What isn't taken
+        into account yet is safe all the same: nothing goes before what refers to it.
         """
-        while (news := self._server.begin(part)) is not None:
-            if not news:
-                return False
+        if not self._server.begin(part):
+            return False
+        if news := self._server.take_news():
             self._keep(self.liveness.with_hash_parts(news))
         return True
 

@@ -25,7 +25,10 @@ CENSORED = "{censored}"
 _UNREADABLE = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 )
-_GONE = frozenset({errno.ENOENT, errno.EACCES, errno.EPERM, errno.ESRCH, errno.ENOTDIR})
+# The last: a path that nobody can name, below a directory deeper than names go.
+_GONE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ESRCH, errno.ENOTDIR, errno.ENAMETOOLONG}
+)
 _KERNEL_PROGRAMS = ("modprobe", "fbsplash", "poweroff_cmd")
 _NAME = rb"/[0-9a-z]+[0-9a-zA-Z+\-._?=]*"
 _STALE = b"d"

@@ -31,6 +31,11 @@ _LONGEST_LINE = 8192
 # With more, the one that has been silent longest is sent away; it comes again if it has to.
 _MOST_CLIENTS = 256
 _JOIN_SECONDS = 30.0
+# What is taken into account before one deletion, and answered to one client before the next's turn.
+_NEWS_AT_ONCE = 100
+_LINES_AT_ONCE = 100
+# With more roots than any honest crowd has, those who come wait for the end of the collection.
+_MOST_ROOTS = 1_000_000
 
 
 @dataclass(slots=True)
@@ -40,6 +45,11 @@ class _Client:
     connection: socket.socket
     data: bytearray = field(default_factory=bytearray)
     waits_for: str | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a complete line that waits for nothing but its turn."""
+        return self.waits_for is None and b"\n" in self.data
 
 
 class RootsServer:
@@ -76,18 +86,21 @@ class RootsServer:
         with self._lock:
             return hash_part in self._known
 
-    def begin(self, hash_part: str) -> Collection[str] | None:
+    def begin(self, hash_part: str) -> bool:
         """Claim a hash part for deletion; from now on clients that ask for it wait.
 
-        Returns None when it was claimed. Otherwise nothing is claimed: it is a temporary root,
-        or there are new roots, and the result are their hash parts (perhaps none).
+        False if it is a temporary root by now.
         """
         with self._lock:
-            news, self._news = self._news, set()
-            if news or hash_part in self._known:
-                return news
+            if hash_part in self._known:
+                return False
             self._pending = hash_part
-        return None
+        return True
+
+    def take_news(self) -> Collection[str]:
+        """Some hash parts that clients have announced since the last calls; not without end."""
+        with self._lock:
+            return [self._news.pop() for _ in range(min(len(self._news), _NEWS_AT_ONCE))]
 
     def end(self) -> None:
         """The claimed path has gone, or stays; clients that wait for it get their answer."""
@@ -100,6 +113,8 @@ class RootsServer:
         self._stopping = True
         self._wake_up()
         self._thread.join(_JOIN_SECONDS)
+        if self._thread.is_alive():
+            raise StoreError("the garbage collector's server doesn't end")
         # From now on connections are refused; those that wait to be accepted end in peace.
         self._server.shutdown(socket.SHUT_RDWR)
         while self._accept():
@@ -131,7 +146,9 @@ class RootsServer:
 
     def _serve(self) -> None:
         while not self._stopping:
-            for key, _events in self._selector.select():
+            # Who has sent much gets its answers in turns.
+            waiting = any(client.has_work for client in self._clients.values())
+            for key, _events in self._selector.select(0 if waiting else None):
                 if key.fileobj is self._server:
                     self._accept()
                 elif key.fileobj == self._wakeup_out:
@@ -139,7 +156,7 @@ class RootsServer:
                 elif (client := self._clients.get(key.fileobj)) is not None:  # type: ignore[call-overload]
                     self._receive(client)
             for client in list(self._clients.values()):
-                if client.waits_for is not None:
+                if client.waits_for is not None or client.has_work:
                     self._work(client)
 
     def _accept(self) -> bool:
@@ -159,6 +176,8 @@ class RootsServer:
         return True
 
     def _receive(self, client: _Client) -> None:
+        if len(client.data) > _READ:
+            return  # it has to wait for its answers first
         try:
             data = client.connection.recv(_READ)
         except BlockingIOError:
@@ -175,12 +194,13 @@ class RootsServer:
     def _work(self, client: _Client) -> None:
         """Answer all complete lines, up to one that has to wait."""
         answers = 0
-        while True:
+        for _ in range(_LINES_AT_ONCE):
             if client.waits_for is None:
-                line, newline, rest = bytes(client.data).partition(b"\n")
-                if not newline:
+                end = client.data.find(b"\n")
+                if end < 0:
                     break
-                client.data = bytearray(rest)
+                line = bytes(client.data[:end])
+                del client.data[: end + 1]
                 path = parse_line(self._store_dir, line)
                 client.waits_for = None if path is None else path.digest
             if client.waits_for is not None and not self._take(client.waits_for):
@@ -195,13 +215,15 @@ class RootsServer:
         except OSError:
             self._drop(client.connection)
             return
-        if len(client.data) > _LONGEST_LINE:
+        if len(client.data) > _LONGEST_LINE and b"\n" not in client.data:
             self._drop(client.connection)
 
     def _take(self, hash_part: str) -> bool:
         """Remember a root; False while it is being deleted."""
         with self._lock:
             if hash_part not in self._known:
+                if len(self._known) >= _MOST_ROOTS:
+                    return False
                 self._known.add(hash_part)
                 self._news.add(hash_part)
             return self._pending != hash_part

@@ -130,7 +130,7 @@ def _make_directories(location: StoreLocation, settings: StoreSettings) -> None:
 
 
 def _make_directory(path: str) -> None:
-    os.makedirs(path, mode=0o777, exist_ok=True)
+    os.makedirs(path, mode=0o755, exist_ok=True)
 
 
 def _give_to_group(real_store_dir: str, group: str) -> None:

@@ -9,7 +9,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -54,6 +53,7 @@ class Optimiser:
     report: Report
     stats: OptimiseStats = field(default_factory=OptimiseStats)
     known: set[int] = field(default_factory=set)
+    _good: set[int] = field(default_factory=set)
 
     @classmethod
     def open(cls, store_fd: int, report: Report) -> "Optimiser":
@@ -133,7 +133,7 @@ class Optimiser:
             there = os.stat(link, dir_fd=self.links_fd, follow_symlinks=False)
         except FileNotFoundError:
             return self._make_link(directory_fd, name, link, status.st_ino)
-        if _is_other(status, there):
+        if _is_other(status, there) or not self._is_good(link, there.st_ino):
             self.report(f"removing corrupted link '.links/{display(link)}'")
             _unlink(link, self.links_fd)
             return _Step.AGAIN
@@ -141,6 +141,18 @@ class Optimiser:
             self.known.add(there.st_ino)
             return _Step.DONE
         return self._replace(directory_fd, name, link, status)
+
+    def _is_good(self, link: bytes, inode: int) -> bool:
+        """Whether a link's contents are what its name says; each is hashed once in a run."""
+        if inode not in self._good:
+            try:
+                digest = describe_tree(self.links_fd, link).nar_hash.digest
+            except FileNotFoundError:
+                return True  # it has gone, and the next step will see that
+            if base32.encode(digest).encode() != link:
+                return False
+            self._good.add(inode)
+        return True
 
     def _make_link(self, directory_fd: int, name: bytes, link: bytes, inode: int) -> _Step:
         """The first file of its kind gets a second name in `.links`."""
@@ -155,6 +167,7 @@ class Optimiser:
             self.report(f"cannot link '.links/{display(link)}': {error.strerror}")
             return _Step.DONE
         self.known.add(inode)
+        self._good.add(inode)
         return _Step.DONE
 
     def _replace(
@@ -181,6 +194,9 @@ class Optimiser:
             _unlink(temporary, self.store_fd)
             if error.errno != errno.EMLINK:
                 raise
+            return _Step.DONE
+        if _unlink(temporary, self.store_fd):
+            # Somebody else has linked the same file meanwhile: renaming it onto itself is nothing.
             return _Step.DONE
         self.stats.files_linked += 1
         self.stats.bytes_freed += status.st_size
@@ -222,9 +238,13 @@ def _link(source_fd: int, source: bytes, target_fd: int, target: bytes) -> None:
     os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
 
 
-def _unlink(name: bytes, directory_fd: int) -> None:
-    with suppress(FileNotFoundError):
+def _unlink(name: bytes, directory_fd: int) -> bool:
+    """Remove a name; tells whether it was there."""
+    try:
         os.unlink(name, dir_fd=directory_fd)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def optimising_registrar(store_fd: int) -> type[Registrar]:

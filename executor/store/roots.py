@@ -56,10 +56,20 @@ class TempRoots:
             self._gc_lock = open_lock_file(f"{self._state_dir}/gc.lock")
         # First, so that no collector can start after this one and before the write; it may see a
         # root too many.
-        write_all(roots_fd, b"".join(path + b"\0" for path in rendered))
+        self._write(roots_fd, b"".join(path + b"\0" for path in rendered))
         if self._announce(self._gc_lock, rendered):
             unlock(self._gc_lock)
         self._added.update(new)
+
+    def _write(self, roots_fd: int, data: bytes) -> None:
+        """All of it or nothing: half an entry would make the next one unreadable."""
+        size = os.fstat(roots_fd).st_size
+        try:
+            write_all(roots_fd, data)
+        except OSError as error:
+            os.ftruncate(roots_fd, size)
+            os.lseek(roots_fd, size, os.SEEK_SET)
+            raise StoreError(f"cannot write to '{self._path}': {error.strerror}") from error
 
     def _announce(self, gc_lock: int, paths: list[bytes]) -> bool:
         """Take the shared lock on gc.lock (True), or tell a running collector (False)."""

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -489,6 +490,42 @@ def test_clients_that_misbehave(garden: Garden) -> None:
     for connection in connections:
         connection.close()
     assert garden.valid == {path}
+
+
+def test_a_flood_of_invented_roots_stops_nobody(garden: Garden) -> None:
+    for number in range(30):
+        garden.text(f"dead-{number}")
+    done = threading.Event()
+
+    def flood() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            directory = os.open(f"{garden.location.state_dir}/gc-socket", os.O_RDONLY)
+            connection.connect(f"/proc/self/fd/{directory}/socket")
+            os.close(directory)
+            connection.settimeout(0.1)
+            number = 0
+            while not done.is_set():
+                number += 1
+                lines = f"/nix/store/{number:032d}-x\n" * 50
+                with suppress(OSError):
+                    connection.sendall(lines.encode())
+                    connection.recv(1 << 16)
+
+    threads: list[threading.Thread] = []
+
+    def begin() -> None:
+        threads.append(threading.Thread(target=flood))
+        threads[0].start()
+        time.sleep(0.2)
+
+    start = time.monotonic()
+    try:
+        _collect_and(garden, "deleting garbage", begin)
+    finally:
+        done.set()
+        threads[0].join(10)
+    assert garden.valid == set()
+    assert time.monotonic() - start < 10
 
 
 def test_two_collectors_wait_for_each_other(garden: Garden) -> None:

@@ -134,6 +134,22 @@ def test_corrupted_links_are_replaced(store: LocalStore, scratch: Path) -> None:
         assert store.verify(check_contents=True) == []
 
 
+def test_a_link_with_other_contents_is_not_spread(store: LocalStore) -> None:
+    """Its size is right: only its hash tells, as after a repair of the paths alone."""
+    links = Path(store.location.real_store_dir, ".links")
+    store.add_text("x", b"good")
+    before = set(os.listdir(links))
+    store.optimise()
+    (link,) = set(os.listdir(links)) - before
+    os.unlink(links / link)
+    (links / link).write_bytes(b"evil")
+    os.chmod(links / link, 0o444)
+    other = store.add_text("y", b"good")
+    store.optimise()
+    assert Path(store.real_path(other)).read_bytes() == b"good"
+    assert store.verify(check_contents=True) == []
+
+
 def test_writable_files_are_left_alone(store: LocalStore) -> None:
     path = store.add_text("x", b"x")
     os.chmod(store.real_path(path), 0o644)
