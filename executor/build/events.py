@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from executor.build.result import BuildResult
 from executor.formats.store_path import StorePath
@@ -47,17 +48,22 @@ class SubstitutionFinished:
     nar_size: int
 
 
+Purpose = Literal["building", "checking outputs of", "repairing outputs of"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildStarted:
     """The builder of ``drv_path`` is about to run; ``build_id`` numbers the builds of one run.
 
-    ``machine`` is where a build hook lets it run; empty for this machine.
+    ``machine`` is where a build hook lets it run; empty for this machine. ``purpose`` is what the
+    build is for, in Nix's words.
     """
 
     build_id: int
     drv_path: StorePath
     start_time: float
     machine: str = ""
+    purpose: Purpose = "building"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from executor.build.check import Differing, compare, not_deterministic, run_diff_hook
 from executor.build.context import BuildContext
-from executor.build.events import BuildStarted, Notice, WaitingForLock, WaitingForUser
+from executor.build.events import BuildStarted, Notice, Purpose, WaitingForLock, WaitingForUser
 from executor.build.failure import BuildFailureError, unable
 from executor.build.install import install
 from executor.build.log import LogEntry
@@ -24,7 +24,14 @@ from executor.build.prepare import Preparation, Present, prepare
 from executor.build.request import BuildRequest, make_request, shares_with_host
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
-from executor.build.shared import emit_entry, limits_of, lock_paths, open_log, prefers_local
+from executor.build.shared import (
+    emit_entry,
+    known_paths,
+    limits_of,
+    lock_paths,
+    open_log,
+    prefers_local,
+)
 from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
 from executor.build.verdict import builder_failure
@@ -255,9 +262,16 @@ class _Job:
         return limits_of(self._context.settings)
 
     def _started(self, start_time: float) -> None:
+        node = self._node
+        purpose: Purpose = "building"
+        if node.check or node.repair:
+            purpose = "repairing outputs of" if node.repair else "checking outputs of"
         self._context.emit(
             BuildStarted(
-                build_id=self._build_id, drv_path=self._node.drv_path, start_time=start_time
+                build_id=self._build_id,
+                drv_path=node.drv_path,
+                start_time=start_time,
+                purpose=purpose,
             )
         )
 
@@ -277,6 +291,7 @@ class _Job:
             self._limits,
             has_network=preparation.derivation.has_network,
             disk_full=full,
+            known_outputs=known_paths(self._node, self._store.store_dir),
         )
 
     async def _collect(

@@ -22,6 +22,7 @@ from executor.build.plan import Look, Node, Plan, Target, examine_target, make_p
 from executor.build.realised import record_realisations, resolved_node
 from executor.build.repair import bad_paths
 from executor.build.result import BuildResult, BuildStatus, FailureCause
+from executor.build.shared import dependency_failed
 from executor.build.substitution import Fetched, Substitution, total_sizes
 from executor.derivation import Derivation, InputNode
 from executor.errors import ExecutorError
@@ -396,7 +397,7 @@ class _Run:
         guilty = [result for result in failures if result.status is not BuildStatus.CANCELLED]
         if not guilty:
             return _cancelled(node.drv_path)
-        return self._dependency_failed(node, guilty)
+        return dependency_failed(self._context, node, guilty)
 
     async def _resolved(self, node: Node, resolved: Node) -> BuildResult:
         """Realise the resolved derivation in place of ``node``, and note what came of it."""
@@ -461,18 +462,6 @@ class _Run:
         self._ended = True
         for task in self._building:
             task.cancel()
-
-    def _dependency_failed(self, node: Node, failures: Sequence[BuildResult]) -> BuildResult:
-        store_dir = self._context.store.store.store_dir
-        name = store_dir.render(node.drv_path)
-        names = ", ".join(f"'{store_dir.render(result.drv_path)}'" for result in failures)
-        noun = "dependency" if len(failures) == 1 else "dependencies"
-        return BuildResult(
-            drv_path=node.drv_path,
-            status=BuildStatus.DEPENDENCY_FAILED,
-            cause=FailureCause.DEPENDENCY,
-            message=f"{len(failures)} {noun} of '{name}' failed: {names}",
-        )
 
     def _result(self, drv_path: StorePath, task: asyncio.Task[BuildResult]) -> BuildResult:
         return _cancelled(drv_path) if task.cancelled() else task.result()

@@ -34,6 +34,7 @@ from executor.build.hook_protocol import (
     read_line,
 )
 from executor.build.log import LineBuffer, LogEntry, MessageLine, PhaseLine, TextLine
+from executor.build.messages import cannot_build
 from executor.build.options import DerivationOptions, InvalidAttributeError
 from executor.build.plan import Node, known_outputs
 from executor.build.prepare import (
@@ -46,7 +47,7 @@ from executor.build.program import chunks, rest_of_pipe, status_text
 from executor.build.realised import record_realisations
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Ending, Outcome
-from executor.build.shared import emit_entry, limits_of, lock_paths, open_log
+from executor.build.shared import emit_entry, known_paths, limits_of, lock_paths, open_log
 from executor.build.verdict import builder_failure
 from executor.config import Settings
 from executor.derivation import Derivation, DerivationKind
@@ -279,6 +280,7 @@ class HookBuild:
         self._context = context
         self._limits = limits_of(context.settings)
         self._drv_path = node.drv_path
+        self._known = known_paths(node, context.store.store.store_dir)
         self._process = accepted.process
         self._machine = accepted.machine
         self._build_id = context.new_build_id()
@@ -327,11 +329,18 @@ class HookBuild:
         self._status = status
         if self._ending is not None:
             raise builder_failure(
-                name, self._outcome, self._limits, has_network=False, disk_full=False
+                name,
+                self._outcome,
+                self._limits,
+                has_network=False,
+                disk_full=False,
+                known_outputs=self._known,
+                machine=self._machine,
             )
         if status != 0:
             verdict, cause = _MEANINGS.get(status, (BuildStatus.MISC_FAILURE, FailureCause.HOOK))
-            text = f"builder for '{name}' on '{self._machine}' {status_text(status)}"
+            reason = f"builder on '{self._machine}' {status_text(status)}"
+            text = cannot_build(name, reason, known_outputs=self._known)
             raise BuildFailureError(verdict, text, cause)
 
     @property

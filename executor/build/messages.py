@@ -7,6 +7,9 @@ from collections.abc import Collection, Sequence
 
 from executor.build.attribute_reader import printable
 
+# That many of the inputs that failed are named.
+_MOST_INPUTS = 10
+
 
 def local_build_refusal(
     drv_path: str,
@@ -69,27 +72,25 @@ def impure_host_dep_refusal(
     return None
 
 
-def builder_failure(
+def cannot_build(
     drv_path: str,
-    how: str,
+    reason: str,
     *,
-    known_outputs: Collection[str],
-    log_tail: Sequence[str] = (),
-    log_hint: str = "",
+    known_outputs: Collection[str] = (),
+    failed_inputs: Sequence[str] = (),
 ) -> str:
     """The text of a failed build (row R4).
 
-    ``how`` is "failed with exit code 1" or the like; ``known_outputs`` are full paths; ``log_tail``
-    is empty where the log was shown anyway; ``log_hint`` is the command that shows all of it.
+    ``reason`` is "builder failed with exit code 1" or the like; ``known_outputs`` are the full
+    paths that are known before the build, ``failed_inputs`` the derivations that are to blame.
     """
-    text = f"Cannot build '{drv_path}'.\nReason: builder {how}."
+    text = f"Cannot build '{drv_path}'.\nReason: {reason}."
+    if failed_inputs:
+        shown, more = failed_inputs[:_MOST_INPUTS], len(failed_inputs) - _MOST_INPUTS
+        text += "\nFailed:" + "".join(f"\n  {path}" for path in shown)
+        text += f"\n  and {more} more" if more > 0 else ""
     if known_outputs:
         text += "\nOutput paths:" + "".join(f"\n  {path}" for path in sorted(known_outputs))
-    if log_tail:
-        text += f"\nLast {len(log_tail)} log lines:\n"
-        text += "".join(f"> {line}\n" for line in log_tail)
-        if log_hint:
-            text += f"For full logs, run:\n  {log_hint}"
     return text
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from executor.build.failure import BuildFailureError, unusable
 from executor.caches.found import Found
-from executor.derivation import Derivation, DerivationKind, FixedOutput, InputAddressed
+from executor.derivation import Derivation, DerivationKind
 from executor.errors import ExecutorError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.realisation import DrvOutput
-from executor.formats.store_path import StoreDir, StorePath
+from executor.formats.store_path import StorePath
+from executor.store.derivations import static_outputs
 from executor.store.local import LocalStore
 
 
@@ -304,17 +305,6 @@ def known_outputs(store: LocalStore, derivation: Derivation) -> dict[str, StoreP
             realisation = store.realisations.query(DrvOutput.of(digest, output))
             if realisation is not None:
                 paths[output] = realisation.path
-    return paths
-
-
-def static_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, StorePath]:
-    """Output paths that are known before the build, of a derivation that the store has checked."""
-    paths: dict[str, StorePath] = {}
-    for name, output in sorted(derivation.outputs.items()):
-        if isinstance(output, InputAddressed):
-            paths[name] = output.path
-        elif isinstance(output, FixedOutput):
-            paths[name] = output.path(store_dir, derivation.name, name)
     return paths
 
 

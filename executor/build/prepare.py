@@ -18,7 +18,7 @@ from executor.build.messages import (
     no_chroot_refusal,
 )
 from executor.build.options import DerivationOptions, InvalidAttributeError, NotAnInputError
-from executor.build.plan import Node, known_outputs, static_outputs
+from executor.build.plan import Node, known_outputs
 from executor.config import Settings
 from executor.derivation import Derivation, DerivationKind, FloatingOutput
 from executor.errors import FormatError
@@ -26,6 +26,7 @@ from executor.formats import base32
 from executor.formats.content_address import IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm
 from executor.formats.store_path import StorePath, output_path_name
+from executor.store.derivations import static_outputs
 from executor.store.local import LocalStore
 
 

@@ -90,8 +90,8 @@ class BuildResult:
 
     Times are seconds since the epoch (0 when nothing ran), CPU times microseconds (``None`` when
     nothing ran). ``exit_code`` and ``signal`` tell how the builder ended, where it ran; ``message``
-    is one line without the derivation's log. ``log_tail`` holds the last lines of the log, as bytes
-    without line ends. ``kept_build_directory`` is set under ``keep-failed``.
+    may have several lines, but none of the derivation's log: ``log_tail`` holds the last ones of
+    that, as bytes without line ends. ``kept_build_directory`` is set under ``keep-failed``.
     """
 
     drv_path: StorePath

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from executor.build.context import BuildContext
 from executor.build.events import BuildLogLine, BuildPhase, BuildTransfer, Notice
 from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine, TransferLine
+from executor.build.messages import cannot_build
 from executor.build.options import DerivationOptions, InvalidAttributeError
-from executor.build.plan import Node, static_outputs
+from executor.build.plan import Node
+from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits
 from executor.config import Settings
 from executor.errors import FormatError
-from executor.formats.store_path import StorePath
+from executor.formats.store_path import StoreDir, StorePath
+from executor.store.derivations import static_outputs
 from executor.store.local import LocalStore
 from executor.store.log_files import LogFile, log_path
 
@@ -24,6 +29,33 @@ def lock_paths(store: LocalStore, node: Node) -> list[str]:
     return sorted(
         store.real_path(known[name]) if name in known else f"{drv_path}.{name}"
         for name in derivation.outputs
+    )
+
+
+def known_paths(node: Node, store_dir: StoreDir) -> list[str]:
+    """The full paths that a derivation's outputs have before it is built, where they have any."""
+    if node.derivation is None:
+        return []
+    return [store_dir.render(path) for path in static_outputs(node.derivation, store_dir).values()]
+
+
+def dependency_failed(
+    context: BuildContext, node: Node, failures: Sequence[BuildResult]
+) -> BuildResult:
+    """The result of a derivation that can't be built because of these others."""
+    store_dir = context.store.store.store_dir
+    noun = "dependency" if len(failures) == 1 else "dependencies"
+    text = cannot_build(
+        store_dir.render(node.drv_path),
+        f"{len(failures)} {noun} failed",
+        known_outputs=known_paths(node, store_dir),
+        failed_inputs=[store_dir.render(result.drv_path) for result in failures],
+    )
+    return BuildResult(
+        drv_path=node.drv_path,
+        status=BuildStatus.DEPENDENCY_FAILED,
+        cause=FailureCause.DEPENDENCY,
+        message=text,
     )
 
 

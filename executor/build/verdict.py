@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Collection
 
 from executor.build.failure import BuildFailureError
+from executor.build.messages import cannot_build
 from executor.build.result import BuildStatus, FailureCause
 from executor.build.runner import Ending, Limits, Outcome
 
 
 def builder_failure(
-    name: str, outcome: Outcome, limits: Limits, *, has_network: bool, disk_full: bool
+    name: str,
+    outcome: Outcome,
+    limits: Limits,
+    *,
+    has_network: bool,
+    disk_full: bool,
+    known_outputs: Collection[str] = (),
+    machine: str = "",
 ) -> BuildFailureError:
-    """What an outcome without success means (rows R2, C4-C6)."""
-    if outcome.ending is Ending.TIMED_OUT:
-        text = f"building '{name}' timed out after {limits.timeout} seconds"
-        return BuildFailureError(BuildStatus.TIMED_OUT, text, FailureCause.TIMEOUT)
-    if outcome.ending is Ending.SILENT:
-        text = f"building '{name}' timed out after {limits.max_silent_time} seconds of silence"
-        return BuildFailureError(BuildStatus.TIMED_OUT, text, FailureCause.SILENCE)
-    if outcome.ending is Ending.LOG_LIMIT:
-        text = f"builder for '{name}' printed more than {limits.max_log_size} bytes; killed"
-        return BuildFailureError(BuildStatus.LOG_LIMIT_EXCEEDED, text, FailureCause.LOG_LIMIT)
-    status = (
-        BuildStatus.TRANSIENT_FAILURE if has_network or disk_full else BuildStatus.PERMANENT_FAILURE
-    )
-    how, cause = _how_it_ended(outcome)
-    note = "; the disk is nearly full, which may be the reason" if disk_full else ""
-    return BuildFailureError(status, f"builder for '{name}' {how}{note}", cause)
+    """What an outcome without success means (rows R2, R4, C4-C6).
+
+    ``name`` and ``known_outputs`` are full paths; ``machine`` is where a hook built, if one did.
+    """
+    how, status, cause = _how_it_ended(outcome, limits)
+    if status is BuildStatus.PERMANENT_FAILURE and (has_network or disk_full):
+        status = BuildStatus.TRANSIENT_FAILURE
+    where = f" on '{machine}'" if machine else ""
+    text = cannot_build(name, f"builder{where} {how}", known_outputs=known_outputs)
+    if disk_full and cause not in _STOPPED:
+        text += "\nnote: build failure may have been caused by lack of free disk space"
+    return BuildFailureError(status, text, cause)
 
 
-def _how_it_ended(outcome: Outcome) -> tuple[str, FailureCause]:
+_STOPPED = frozenset({FailureCause.TIMEOUT, FailureCause.SILENCE, FailureCause.LOG_LIMIT})
+
+
+def _how_it_ended(outcome: Outcome, limits: Limits) -> tuple[str, BuildStatus, FailureCause]:
+    match outcome.ending:
+        case Ending.TIMED_OUT:
+            text = f"timed out after {limits.timeout} seconds"
+            return text, BuildStatus.TIMED_OUT, FailureCause.TIMEOUT
+        case Ending.SILENT:
+            text = f"timed out after {limits.max_silent_time} seconds of silence"
+            return text, BuildStatus.TIMED_OUT, FailureCause.SILENCE
+        case Ending.LOG_LIMIT:
+            text = f"killed after writing more than {limits.max_log_size} bytes of log output"
+            return text, BuildStatus.LOG_LIMIT_EXCEEDED, FailureCause.LOG_LIMIT
+    text, cause = _how_it_exited(outcome)
+    return text, BuildStatus.PERMANENT_FAILURE, cause
+
+
+def _how_it_exited(outcome: Outcome) -> tuple[str, FailureCause]:
     if outcome.exec_error is not None:
         return f"could not be executed: {outcome.exec_error}", FailureCause.EXEC
     if outcome.signal is None:

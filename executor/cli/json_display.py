@@ -32,7 +32,7 @@ from executor.build.events import (
     WaitingForUser,
 )
 from executor.build.result import BuildResult, BuildStatus
-from executor.cli.progress import building_text, machine_text, waiting_text
+from executor.cli.progress import building_text, error_text, machine_text, waiting_text
 from executor.formats.store_path import StoreDir, StorePath
 
 # Numbers of activities and results (logging.hh).
@@ -76,7 +76,7 @@ class JsonDisplay:
                 self._expected += path not in self._planned_builds
                 self._planned_builds.add(path)
                 name = self._store_dir.render(path)
-                text = building_text(name, machine)
+                text = building_text(event, self._store_dir)
                 self._start(_id(number), _BUILD, text, [name, machine, 1, 1])
                 self._progress()
             case BuildLogLine(build_id=number, line=line):
@@ -159,7 +159,7 @@ class JsonDisplay:
         self._done += result.status is BuildStatus.BUILT
         if not result.success and result.status is not BuildStatus.CANCELLED:
             self._failed += 1
-            self._message(0, f"error: {result.message}")
+            self._message(0, error_text(result.message))
         self._progress()
 
     def _stop_build(self, drv_path: StorePath) -> None:

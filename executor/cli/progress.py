@@ -118,8 +118,8 @@ class PlainDisplay:
                     self._say(3, line)
             case SubstitutionStarted(path=path, source=source):
                 self._say(3, f"copying path '{self._store_dir.render(path)}' from '{source}'...")
-            case BuildStarted(drv_path=path, machine=machine):
-                self._say(3, f"{building_text(self._store_dir.render(path), machine)}...")
+            case BuildStarted():
+                self._say(3, f"{building_text(event, self._store_dir)}...")
             case BuildLogLine(drv_path=path, line=line) if self._print_logs:
                 self._say(0, f"{_short(path)}> {printable(line)}")
             case PostBuildStarted(program=program):
@@ -154,15 +154,14 @@ class PlainDisplay:
     def _finished(self, result: BuildResult) -> None:
         if result.success or result.status is BuildStatus.CANCELLED:
             return
-        self._say(0, f"error: {printable(result.message.encode())}")
-        if result.log_tail:
-            noun = "line" if len(result.log_tail) == 1 else f"{len(result.log_tail)} lines"
-            self._say(0, f"       last {noun} of the log:")
+        self._say(0, error_text(result.message))
+        if result.log_tail and not self._print_logs:
+            self._say(0, f"       Last {len(result.log_tail)} log lines:")
             for line in result.log_tail:
                 self._say(0, f"       > {printable(line)}")
         if result.log_path is not None:
             name = self._store_dir.render(result.drv_path)
-            self._say(0, f"       for the full log, run: {self._log_command} {name}")
+            self._say(0, f"       For full logs, run:\n         {self._log_command} {name}")
         if result.kept_build_directory is not None:
             self._say(0, f"note: keeping build directory '{result.kept_build_directory}'")
 
@@ -256,10 +255,16 @@ def _short(path: StorePath) -> str:
     return path.name.removesuffix(".drv")
 
 
-def building_text(name: str, machine: str) -> str:
+def building_text(event: BuildStarted, store_dir: StoreDir) -> str:
     """What is built, and where, if that is not here."""
-    shown = printable(machine[:200].encode("utf-8", "replace"))
-    return f"building '{name}'" + (f" on '{shown}'" if shown else "")
+    shown = printable(event.machine[:200].encode("utf-8", "replace"))
+    where = f" on '{shown}'" if shown else ""
+    return f"{event.purpose} '{store_dir.render(event.drv_path)}'{where}"
+
+
+def error_text(message: str) -> str:
+    """An error as Nix shows it: its further lines begin below the first one's text."""
+    return "error: " + printable(message.encode("utf-8", "replace")).replace("\n", "\n       ")
 
 
 def machine_text(name: str) -> str:

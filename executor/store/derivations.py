@@ -55,7 +55,7 @@ class DerivationFiles:
         derivation = self.parse(path)
         if path not in self._trusted:
             registered = self._queries.outputs(path)
-            if registered != _known_outputs(derivation, self._store_dir):
+            if registered != static_outputs(derivation, self._store_dir):
                 self.check(path)
             self._trusted.add(path)
         return derivation
@@ -73,7 +73,7 @@ class DerivationFiles:
             raise StoreError(
                 f"derivation '{self._store_dir.render(path)}' has wrong output paths: {error}"
             ) from error
-        return _known_outputs(derivation, self._store_dir)
+        return static_outputs(derivation, self._store_dir)
 
     def forget(self, path: StorePath) -> None:
         """The file changed or went away."""
@@ -83,7 +83,7 @@ class DerivationFiles:
             self.hasher = ModuloHasher(self.parse, self._store_dir)
 
 
-def _known_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, StorePath]:
+def static_outputs(derivation: Derivation, store_dir: StoreDir) -> dict[str, StorePath]:
     """The output paths that follow from the derivation alone, before it is built."""
     known = {}
     for name, output in derivation.outputs.items():

@@ -37,7 +37,10 @@ def test_the_exit_code_of_the_builder_is_told(workshop: Workshop, code: int) -> 
     assert run.result.status is BuildStatus.PERMANENT_FAILURE
     assert run.result.cause is FailureCause.EXIT_CODE
     assert (run.result.exit_code, run.result.signal) == (code, None)
-    assert run.result.message == f"builder for '{drv.text}' failed with exit code {code}"
+    assert run.result.message.splitlines()[:2] == [
+        f"Cannot build '{drv.text}'.",
+        f"Reason: builder failed with exit code {code}.",
+    ]
     assert exit_status(run.results) == 100
     assert workshop.leftovers() == []
 
@@ -58,7 +61,10 @@ def test_the_signal_that_killed_the_builder_is_told(workshop: Workshop) -> None:
     assert result.status is BuildStatus.PERMANENT_FAILURE
     assert result.cause is FailureCause.SIGNAL
     assert (result.exit_code, result.signal) == (None, signal.SIGKILL)
-    assert result.message == f"builder for '{drv.text}' failed due to signal 9 (Killed)"
+    assert result.message.splitlines()[:2] == [
+        f"Cannot build '{drv.text}'.",
+        "Reason: builder failed due to signal 9 (Killed).",
+    ]
     assert exit_status([result]) == 100
     assert workshop.leftovers() == []
 
@@ -68,9 +74,10 @@ def test_a_crash_of_the_builder_is_told(workshop: Workshop) -> None:
     drv = workshop.make("crash", builder=b"/usr/bin/python3", args=(b"-c", code))
     result = workshop.build(drv, sandbox_paths=HOST_PROGRAMS).result
     assert result.signal == signal.SIGSEGV
-    assert (
-        result.message == f"builder for '{drv.text}' failed due to signal 11 (Segmentation fault)"
-    )
+    assert result.message.splitlines()[:2] == [
+        f"Cannot build '{drv.text}'.",
+        "Reason: builder failed due to signal 11 (Segmentation fault).",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +302,7 @@ def test_a_full_disk_may_be_the_reason(tmp_path: Path) -> None:
         for compress in (True, False):
             result = small.build(drv, compress_build_log=compress).result
             assert result.status is BuildStatus.TRANSIENT_FAILURE, result.message
-            assert "disk is nearly full" in result.message
+            assert "lack of free disk space" in result.message
             assert small.leftovers() == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)

@@ -101,7 +101,12 @@ def test_a_failure_fails_its_dependents_and_nothing_else_with_keep_going(
     assert above.path not in run.started
     failed = run.finished[above.path]
     assert failed.cause is FailureCause.DEPENDENCY
-    assert failed.message == f"1 dependency of '{above.text}' failed: '{bad.text}'"
+    assert failed.message.splitlines()[:4] == [
+        f"Cannot build '{above.text}'.",
+        "Reason: 1 dependency failed.",
+        "Failed:",
+        f"  {bad.text}",
+    ]
     assert exit_status(run.finished.values()) == 100
     assert workshop.leftovers() == []
 
@@ -110,7 +115,9 @@ def test_all_failed_dependencies_are_named(workshop: Workshop) -> None:
     bad = [workshop.make(f"bad{number}", FAIL) for number in range(2)]
     top = workshop.make("top", inputs=bad)
     run = workshop.build(top, keep_going=True)
-    assert run.result.message.startswith(f"2 dependencies of '{top.text}' failed: ")
+    assert run.result.message.startswith(
+        f"Cannot build '{top.text}'.\nReason: 2 dependencies failed.\nFailed:\n"
+    )
     assert all(drv.text in run.result.message for drv in bad)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from executor.build.messages import (
-    builder_failure,
+    cannot_build,
     impure_host_dep_refusal,
     local_build_refusal,
     no_chroot_refusal,
@@ -107,21 +107,21 @@ def test_refused_host_paths(wanted: list[str], allowed: list[str], named: str) -
     )
 
 
-def test_builder_failure() -> None:
+def test_cannot_build() -> None:
     outputs = ["/nix/store/b-x", "/nix/store/a-x-dev"]
-    text = builder_failure(DRV, "failed with exit code 3", known_outputs=outputs)
+    text = cannot_build(DRV, "builder failed with exit code 3", known_outputs=outputs)
     assert text == (
         f"Cannot build '{DRV}'.\nReason: builder failed with exit code 3."
         "\nOutput paths:\n  /nix/store/a-x-dev\n  /nix/store/b-x"
     )
-    text = builder_failure(
-        DRV,
-        "failed due to signal 9 (Killed)",
-        known_outputs=[],
-        log_tail=["one", "two"],
-        log_hint=f"nix log {DRV}",
-    )
-    assert text == (
-        f"Cannot build '{DRV}'.\nReason: builder failed due to signal 9 (Killed)."
-        f"\nLast 2 log lines:\n> one\n> two\nFor full logs, run:\n  nix log {DRV}"
-    )
+    assert cannot_build(DRV, "it broke") == f"Cannot build '{DRV}'.\nReason: it broke."
+
+
+def test_of_many_failed_inputs_some_are_named() -> None:
+    names = [f"/nix/store/{number}.drv" for number in range(12)]
+    text = cannot_build(DRV, "12 dependencies failed", failed_inputs=names)
+    assert text.splitlines()[2:] == [
+        "Failed:",
+        *(f"  {name}" for name in names[:10]),
+        "  and 2 more",
+    ]

@@ -177,7 +177,7 @@ FAILURES: list[tuple[str, dict[str, Any], list[str], int, str]] = [
     ("sleep 1000", {}, ["--max-silent-time", "1"], 101, "seconds of silence"),
     ("echo other > $out", {"outputs": {"out": fixed(b"x")}}, [], 102, "hash mismatch in"),
     ("true", {}, [], 1, "failed to produce output path for output 'out'"),
-    ("yes", {}, ["--max-build-log-size", "1000"], 1, "printed more than 1000 bytes; killed"),
+    ("yes", {}, ["--max-build-log-size", "1000"], 1, "killed after writing more than 1000 bytes"),
     ("true", {"builder": b"/bin/missing"}, [], 100, "No such file or directory"),
 ]
 
@@ -204,7 +204,7 @@ def test_another_system_is_refused_with_the_code_of_its_status(workshop: Worksho
     done = workshop.cli("build", drv.text)
     refusal = BuildResult(drv_path=drv.path, status=BuildStatus.INPUT_REJECTED)
     assert done.returncode == exit_status([refusal])
-    assert f"error: Cannot build '{drv.text}'.\nReason: platform mismatch\n" in done.stderr
+    assert f"error: Cannot build '{drv.text}'.\n       Reason: platform mismatch\n" in done.stderr
 
 
 def test_exit_codes_of_several_failures_are_joined(workshop: Workshop) -> None:
@@ -225,14 +225,17 @@ def test_a_failure_shows_the_last_25_lines_of_the_log(workshop: Workshop) -> Non
     shown = [line for line in done.stderr.splitlines() if line.startswith("       > ")]
     assert shown == [f"       > {number}" for number in range(16, 41)]
     told = [line for line in done.stderr.splitlines() if line not in shown]
-    assert told[-3:-1] == [
-        f"error: builder for '{drv.text}' failed with exit code 1",
-        "       last 25 lines of the log:",
+    assert told[-7:-2] == [
+        f"error: Cannot build '{drv.text}'.",
+        "       Reason: builder failed with exit code 1.",
+        "       Output paths:",
+        f"         {workshop.render(drv.out)}",
+        "       Last 25 log lines:",
     ]
     command = f"executor log --store {workshop.root} {drv.text}"
-    assert done.stderr.endswith(f"for the full log, run: {command}\n")
+    assert done.stderr.endswith(f"For full logs, run:\n         {command}\n")
     done = workshop.cli("build", drv.text, "--log-lines", "2")
-    assert "last 2 lines of the log:" in done.stderr
+    assert "Last 2 log lines:" in done.stderr
 
 
 def test_keep_going_builds_what_can_be_built(workshop: Workshop) -> None:
@@ -242,7 +245,11 @@ def test_keep_going_builds_what_can_be_built(workshop: Workshop) -> None:
     done = workshop.cli("build", top.text, good.text, "-k", "-j2")
     assert done.returncode == 100
     assert done.stdout == lines(workshop.render(good.out))
-    assert f"error: 1 dependency of '{top.text}' failed: '{bad.text}'" in done.stderr
+    assert (
+        f"error: Cannot build '{top.text}'.\n       Reason: 1 dependency failed.\n"
+        f"       Failed:\n         {bad.text}\n       Output paths:\n"
+        f"         {workshop.render(top.out)}\n"
+    ) in done.stderr
 
 
 def test_keep_failed_says_where_the_directory_is(workshop: Workshop) -> None:
@@ -326,7 +333,10 @@ def test_the_json_record_of_a_failure(workshop: Workshop) -> None:
         "exitCode": 7,
         "outputs": {},
     }
-    assert found["error"] == f"builder for '{drv.text}' failed with exit code 7"
+    assert found["error"] == (
+        f"Cannot build '{drv.text}'.\nReason: builder failed with exit code 7.\n"
+        f"Output paths:\n  {workshop.render(drv.out)}"
+    )
     assert Path(found["keptBuildDirectory"]).is_dir()
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,16 @@ def feed(display: Display, events: Iterable[Event]) -> None:
     [
         (GraphPlanned(will_build=(DRV,)), f"this derivation will be built:\n  {NAME}\n"),
         (STARTED, f"building '{NAME}'...\n"),
+        (replace(STARTED, purpose="checking outputs of"), f"checking outputs of '{NAME}'...\n"),
         (LINE, ""),
         (PHASE, ""),
         (DONE, ""),
         (CANCELLED, ""),
         (
             FAILED,
-            "error: builder failed\ufffd[2J\n       last 2 lines of the log:\n"
+            "error: builder failed\ufffd[2J\n       Last 2 log lines:\n"
             "       > one\n       > two\ufffd\n"
-            f"       for the full log, run: executor log {NAME}\n"
+            f"       For full logs, run:\n         executor log {NAME}\n"
             "note: keeping build directory '/kept'\n",
         ),
         (
@@ -263,7 +265,7 @@ def test_json_counts_what_came_up_on_the_way() -> None:
 
 def test_json_tells_of_a_failure() -> None:
     told = as_json(STARTED, FAILED)
-    assert {"action": "msg", "level": 0, "msg": "error: builder failed\x1b[2J"} in told
+    assert {"action": "msg", "level": 0, "msg": "error: builder failed\ufffd[2J"} in told
     assert result(2, 105, 0, 1, 0, 1) in told
 
 

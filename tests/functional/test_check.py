@@ -46,6 +46,7 @@ def test_a_check_keeps_the_directory_of_what_differs_if_asked_to(
     drv = workshop.make("checked", script)
     assert workshop.cli("build", drv.text).returncode == 0
     done = workshop.cli("build", drv.text, "--check", *options)
+    assert f"checking outputs of '{drv.text}'...\n" in done.stderr
     assert done.returncode == code
     assert ("may not be deterministic" in done.stderr) is (code == 104)
     assert [(path / "build/file").exists() for path in builds(workshop)] == [True] * kept

@@ -17,7 +17,8 @@ def test_a_builder_that_closed_its_output_can_not_escape_its_limits(
     drv = workshop.make("mute", f"echo > $out; exec > /dev/null 2>&1; {FOREVER}")
     done = workshop.cli("build", drv.text, limit, "1")
     assert done.returncode == 101
-    assert f"building '{drv.text}' timed out after 1 seconds" in done.stderr
+    assert f"Cannot build '{drv.text}'.\n" in done.stderr
+    assert "       Reason: builder timed out after 1 seconds" in done.stderr
     assert processes_with(SLEEPING) == []
     assert workshop.leftovers() == []
 
