@@ -1,5 +1,5 @@
 """``python -m executor``: the command line."""
 
-from executor.cli.main import run
+from executor.cli.entry import start
 
-run()
+start()

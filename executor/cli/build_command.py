@@ -12,11 +12,10 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from signal import Signals
-from typing import TYPE_CHECKING
 
 from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, exit_status
+from executor.cli.interrupts import EndedBySignal, run_until_signal, signals_wait
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
 from executor.cli.targets import resolve_targets
@@ -24,16 +23,12 @@ from executor.errors import UsageError
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
 
-if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
 EXAMPLE = """\
 example:
   sudo executor build --store ./store -j 4 -L ./hello.json
   sudo executor build /nix/store/…-hello.drv^out --json
 """
 _FORMATS = ("bar", "bar-with-logs", "raw", "raw-with-logs", "internal-json")
-_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +70,9 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
         return _dry_run(invocation, targets)
     try:
         results, code = _build(invocation, arguments, targets)
-    except KeyboardInterrupt:
-        invocation.say(0, "error: interrupted by the user")
-        return _INTERRUPTED
-    except _EndedBySignalError as ended:
+    except EndedBySignal as ended:
         invocation.say(0, f"error: {ended}; what was being built is removed")
-        return 128 + ended.signal
+        return ended.exit_code
     with open_store(invocation) as store:
         _finish(invocation, arguments, store, targets, results)
     return code
@@ -99,19 +91,18 @@ def _already_valid(plan: Plan, targets: Sequence[Target]) -> list[BuildResult]:
 
 def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
     """Say what would be built and fetched; 1 where the plan shows that it can't succeed."""
-    import asyncio
-
-    from executor.api import plan_only
-    from executor.build.events import Event, Notice
-    from executor.build.graph import planned
-    from executor.cli.plan_text import plan_lines
-    from executor.cli.progress import error_text
+    with signals_wait():
+        from executor.api import plan_only
+        from executor.build.events import Event, Notice
+        from executor.build.graph import planned
+        from executor.cli.plan_text import plan_lines
+        from executor.cli.progress import error_text
 
     def take(event: Event) -> None:
         if isinstance(event, Notice):
             invocation.say(event.level, event.text)
 
-    plan = asyncio.run(
+    plan = run_until_signal(
         plan_only(
             targets, location=invocation.location, settings=invocation.settings, listener=take
         )
@@ -129,15 +120,14 @@ def _build(
 ) -> tuple[list[BuildResult], int]:
     """Results of the targets, and the exit code, which failures on the way have a say in."""
     # Imported here: a command that finds everything valid needs none of it.
-    from executor.build.early import launch_spawner
+    with signals_wait():
+        from executor.build.early import launch_spawner
 
-    launched = launch_spawner(invocation.location)
+        launched = launch_spawner(invocation.location)
 
-    import asyncio
-
-    from executor.api import Executor
-    from executor.build.events import BuildFinished
-    from executor.cli.progress import make_display
+        from executor.api import Executor
+        from executor.build.events import BuildFinished
+        from executor.cli.progress import make_display
 
     everything: list[BuildResult] = []
     display = make_display(
@@ -153,15 +143,6 @@ def _build(
         if isinstance(event, BuildFinished):
             everything.append(event.result)
 
-    async def build() -> list[BuildResult]:
-        ended = _cancel_on_signal(asyncio.get_running_loop())
-        try:
-            return await build_all()
-        except asyncio.CancelledError:
-            if not ended:
-                raise
-            raise _EndedBySignalError(ended[0]) from None
-
     async def build_all() -> list[BuildResult]:
         executor = Executor(store=invocation.store, settings=invocation.settings, spawner=launched)
         executor.subscribe(display.take)
@@ -170,7 +151,7 @@ def _build(
             return await executor.build_all(targets, repair=arguments.repair)
 
     try:
-        return asyncio.run(build()), exit_status(everything)
+        return run_until_signal(build_all()), exit_status(everything)
     finally:
         display.close()
 
@@ -182,36 +163,6 @@ def _log_command(invocation: Invocation) -> str:
     import shlex
 
     return f"executor log --store {shlex.quote(invocation.store)}"
-
-
-class _EndedBySignalError(Exception):
-    """The build was cancelled by ``signal``."""
-
-    def __init__(self, signal: Signals) -> None:
-        by_user = signal is Signals.SIGINT
-        super().__init__("interrupted by the user" if by_user else f"ended by {signal.name}")
-        self.signal = signal
-
-
-def _cancel_on_signal(loop: AbstractEventLoop) -> list[Signals]:
-    """Make the first of the signals that end programs cancel the running task.
-
-    The list gets them all. Those after the first change nothing: a second Ctrl-C must not break
-    off the cleaning up.
-    """
-    from asyncio import current_task
-
-    task = current_task(loop)
-    ended: list[Signals] = []
-
-    def cancel(number: Signals) -> None:
-        ended.append(number)
-        if task is not None and len(ended) == 1:
-            task.cancel()
-
-    for number in (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP):
-        loop.add_signal_handler(number, cancel, number)
-    return ended
 
 
 def _finish(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
@@ -15,6 +13,7 @@ from executor.build.context import StoreThread
 from executor.build.events import Event, Notice, SubstitutionStarted
 from executor.build.substitution import Fetched, open_substitution
 from executor.caches.address import CacheAddress, parse_cache_address
+from executor.cli.interrupts import run_until_signal
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
 from executor.cli.targets import store_path
@@ -70,8 +69,6 @@ def _to_cache(invocation: Invocation, arguments: argparse.Namespace, address: Ca
 
     for warning in address.warnings:
         invocation.say(1, f"warning: {warning}")
-    # By default it would end us without a chance to remove what is half written.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     keys = load_secret_keys([*invocation.settings.secret_key_files, *address.secret_keys])
 
     def progress(path: StorePath) -> None:
@@ -98,7 +95,7 @@ def _to_cache(invocation: Invocation, arguments: argparse.Namespace, address: Ca
 def _fetch(invocation: Invocation, arguments: argparse.Namespace, source: str) -> int:
     if arguments.no_recursive:
         raise UsageError("--no-recursive is for binary caches; a store holds closures only")
-    return asyncio.run(_fetch_all(invocation, arguments, source))
+    return run_until_signal(_fetch_all(invocation, arguments, source))
 
 
 async def _fetch_all(invocation: Invocation, arguments: argparse.Namespace, source: str) -> int:

@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from executor.cli.interrupts import EndedBySignal, raise_on_signals, signals_wait
 from executor.cli.options import add_common, extract_settings, open_invocation
 from executor.errors import ExecutorError
 
-_INTERRUPTED = 130
 _DEBUG = 6
 
 _COMMANDS = {
@@ -58,9 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except ExecutorError as error:
         return _complain(str(error), debug)
+    except EndedBySignal as ended:
+        print(f"error: {ended}", file=sys.stderr)
+        return ended.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        print("error: interrupted by the user", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has had enough; that is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -125,7 +128,9 @@ def _run(words: list[str]) -> int:
         known = ", ".join(_COMMANDS)
         print(f"error: unknown command '{name}'; known are: {known}", file=sys.stderr)
         return 1
-    command = importlib.import_module(f"executor.cli.{name.replace('-', '_')}_command")
+    with signals_wait():
+        command = importlib.import_module(f"executor.cli.{name.replace('-', '_')}_command")
+    raise_on_signals()
     rest, overrides = extract_settings(words[1:])
     parser = argparse.ArgumentParser(
         prog=f"executor {name}",

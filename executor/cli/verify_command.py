@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from executor.cli.interrupts import run_until_signal, signals_wait
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
 from executor.formats.store_path import StorePath
@@ -33,16 +34,15 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
         )
     if not (arguments.repair and bad):
         return 1 if problems else 0
-    import asyncio
-
-    repaired = asyncio.run(_repair(invocation, sorted(bad)))
+    repaired = run_until_signal(_repair(invocation, sorted(bad)))
     return 0 if repaired and len(problems) == len(bad) else 1
 
 
 async def _repair(invocation: Invocation, paths: list[StorePath]) -> bool:
     """Repair one after the other; tells whether that worked for all."""
-    from executor.api import Executor
-    from executor.cli.progress import make_display
+    with signals_wait():
+        from executor.api import Executor
+        from executor.cli.progress import make_display
 
     store_dir = invocation.location.store_dir
     display = make_display(
