@@ -14,14 +14,16 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from types import TracebackType
 
+from executor.build.asking import make_asking_plan
 from executor.build.context import BuildContext, StoreThread
 from executor.build.early import launch_spawner
 from executor.build.events import Event, Listener, Notice
 from executor.build.graph import plan_targets, run_graph
-from executor.build.plan import Plan, Target
+from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.substitution import Fetched, open_substitution
 from executor.build.users import UserPool
@@ -256,12 +258,10 @@ async def plan_only(
             settings, store, emit=listener, number=lambda: next(numbers)
         )
         try:
-            return await plan_targets(
-                store,
-                substitution,
-                targets,
-                always_allowed=settings.always_allow_substitutes,
-            )
+            if substitution is None:
+                return await store.call(partial(make_plan, store.store, targets, lenient=True))
+            always = settings.always_allow_substitutes
+            return await make_asking_plan(store, substitution, targets, always_allowed=always)
         finally:
             if substitution is not None:
                 await substitution.close()

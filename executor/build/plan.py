@@ -97,12 +97,16 @@ class Plan:
         )
 
 
-def make_plan(store: LocalStore, targets: Iterable[Target]) -> Plan:
-    """Walk down from the targets as far as something is missing, without asking substituters."""
-    walk = PlanWalk(targets, ask=False)
+def make_plan(store: LocalStore, targets: Iterable[Target], *, lenient: bool = False) -> Plan:
+    """Walk down from the targets as far as something is missing, without asking substituters.
+
+    ``lenient``: what nobody has is ``unknown``, where it otherwise is the failure of a node.
+    """
+    walk = PlanWalk(targets, ask=lenient)
     for node in walk.advance(store):
         walk.must_build(node)
-    return Plan(walk.nodes)
+    sources = {path for node in walk.nodes.values() for path in node.missing_sources}
+    return Plan(walk.nodes, unknown=frozenset(walk.absent | sources))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,7 +90,7 @@ def _already_valid(plan: Plan, targets: Sequence[Target]) -> list[BuildResult]:
 
 
 def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
-    """Say what would be built and fetched; 1 where the plan shows that it can't succeed."""
+    """Say what would be built and fetched, and what nobody has; 1 if a derivation is unusable."""
     with signals_wait():
         from executor.api import plan_only
         from executor.build.events import Event, Notice
@@ -112,7 +112,7 @@ def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
         invocation.say(0, error_text(failure.message))
     for line in plan_lines(planned(plan), invocation.location.store_dir.render):
         invocation.say(0, line)
-    return 1 if failures or plan.unknown else 0
+    return 1 if failures else 0
 
 
 def _build(

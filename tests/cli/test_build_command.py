@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from executor.build.result import BuildResult, BuildStatus, exit_status
+from executor.formats.store_path import StorePath
 from tests.build.conftest import SYSTEM, Drv, Workshop, fixed
 from tests.build.conftest import workshop as workshop
 
@@ -493,3 +494,22 @@ def test_a_signal_ends_the_build_and_leaves_nothing(
     assert shown.startswith("error: ")
     assert shown.count("\n") == 1
     assert workshop.leftovers() == []
+
+
+def test_a_dry_run_lists_what_nobody_has_and_plans_the_rest(workshop: Workshop) -> None:
+    """As Nix does: it isn't an error until something is to be built."""
+    source = StorePath("0" * 32, "lost-source")
+    needy = workshop.make("needy", sources=[source])
+    gone = workshop.render(StorePath("1" * 32, "gone.drv"))
+    good = workshop.make("good")
+    done = workshop.cli("build", gone, good.text, needy.text, "--dry-run")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "these 2 derivations will be built:\n"
+        f"  {min(needy.text, good.text)}\n  {max(needy.text, good.text)}\n"
+        "don't know how to build these paths:\n"
+        f"  {workshop.render(source)}\n  {gone}\n"
+    )
+    done = workshop.cli("build", gone)
+    assert done.returncode == 1
+    assert f"error: don't know how to build '{gone}': it is not in the store\n" in done.stderr
