@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -498,8 +500,11 @@ def test_a_signal_ends_the_build_and_leaves_nothing(
 
 def test_a_dry_run_lists_what_nobody_has_and_plans_the_rest(workshop: Workshop) -> None:
     """As Nix does: it isn't an error until something is to be built."""
-    source = StorePath("0" * 32, "lost-source")
+    source = workshop.source("lost", b"text")
     needy = workshop.make("needy", sources=[source])
+    with closing(sqlite3.connect(workshop.database)) as database, database:
+        database.execute("delete from Refs where reference in (select id from ValidPaths)")
+        database.execute("delete from ValidPaths where path = ?", (workshop.render(source),))
     gone = workshop.render(StorePath("1" * 32, "gone.drv"))
     good = workshop.make("good")
     done = workshop.cli("build", gone, good.text, needy.text, "--dry-run")
@@ -508,7 +513,7 @@ def test_a_dry_run_lists_what_nobody_has_and_plans_the_rest(workshop: Workshop) 
         "these 2 derivations will be built:\n"
         f"  {min(needy.text, good.text)}\n  {max(needy.text, good.text)}\n"
         "don't know how to build these paths:\n"
-        f"  {workshop.render(source)}\n  {gone}\n"
+        + lines(*sorted(f"  {path}" for path in (workshop.render(source), gone)))
     )
     done = workshop.cli("build", gone)
     assert done.returncode == 1
