@@ -24,13 +24,12 @@ from executor.store.database import Database
 from executor.store.descriptors import DIRECTORY_FLAGS, display
 from executor.store.errors import PathInUseError
 from executor.store.gc_roots import (
-    Report,
-    find_permanent_roots,
     find_runtime_roots,
     find_temporary_roots,
     hash_part,
 )
 from executor.store.gc_server import RootsServer, leave_name
+from executor.store.link_roots import Report, find_permanent_roots
 from executor.store.liveness import Liveness
 from executor.store.location import StoreLocation
 from executor.store.locks import open_lock_file, try_lock
@@ -163,7 +162,7 @@ class Collector:
         roots: set[StorePath] = set()
         if not self.options.ignore_liveness:
             roots.update(find_permanent_roots(self.location, self.is_valid, self.report))
-            roots.update(find_runtime_roots(self.location, self.is_valid))
+            roots.update(find_runtime_roots(self.location, self.is_valid, self.report))
         self._alive = self.liveness.closure(roots.union(temporary))
 
     # What is there.

@@ -1,30 +1,23 @@
-"""Finding what keeps paths from the collector: links, temporary roots, running processes (K1, K3).
+"""Finding what keeps paths from the collector: temporary roots and running processes (K1, K3).
 
-Nothing here opens a file that somebody else may have put there: links are only read, and what
-a user's directory below `gcroots` or `profiles` holds can add roots but never take one away.
+Links are found by `link_roots`. What a user's process shows can add roots but take none away.
 """
 
 import errno
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from executor.errors import FormatError, StoreError
 from executor.formats.store_path import StoreDir, StorePath
+from executor.store.foreign import LOOK_SECONDS, NoAnswerError, Patience
+from executor.store.link_roots import Report, Roots, find_permanent_roots
 from executor.store.location import StoreLocation
 from executor.store.locks import try_lock
 
-# What keeps each path: a link, a file of /proc, or "{temp:<pid>}".
-Roots = dict[StorePath, set[str]]
-Report = Callable[[str], object]
 CENSORED = "{censored}"
 
-# What may happen to a link that others change meanwhile, or that a user has made unreadable.
-_UNREADABLE = frozenset(
-    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-)
 # The last: a path that nobody can name, below a directory deeper than names go.
 _GONE = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ESRCH, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -32,91 +25,6 @@ _GONE = frozenset(
 _KERNEL_PROGRAMS = ("modprobe", "fbsplash", "poweroff_cmd")
 _NAME = rb"/[0-9a-z]+[0-9a-zA-Z+\-._?=]*"
 _STALE = b"d"
-
-
-def find_permanent_roots(
-    location: StoreLocation, is_valid: Callable[[StorePath], bool], report: Report
-) -> Roots:
-    """The valid paths that links below `gcroots` and `profiles` keep.
-
-    Links in `gcroots/auto` whose target has gone are removed. Raises StoreError for a directory
-    that can't be read for another reason than its owner's will.
-    """
-    finder = _LinkFinder(location, is_valid, report)
-    for name in ("gcroots", "profiles"):
-        finder.walk(f"{location.state_dir}/{name}")
-    return finder.roots
-
-
-class _LinkFinder:
-    """One walk; `roots` is what it found."""
-
-    def __init__(
-        self, location: StoreLocation, is_valid: Callable[[StorePath], bool], report: Report
-    ) -> None:
-        self._store_dir = location.store_dir
-        self._auto = f"{location.state_dir}/gcroots/auto"
-        self._is_valid = is_valid
-        self._report = report
-        self.roots: Roots = {}
-
-    def walk(self, top: str) -> None:
-        todo = [top]
-        while todo:
-            path = todo.pop()
-            try:
-                mode = os.lstat(path).st_mode
-                if stat.S_ISDIR(mode):
-                    with os.scandir(path) as entries:
-                        todo += [entry.path for entry in entries]
-                elif stat.S_ISLNK(mode):
-                    self._link(path)
-                elif stat.S_ISREG(mode):
-                    self._file(path)
-            except OSError as error:
-                if error.errno not in _UNREADABLE:
-                    raise StoreError(
-                        f"cannot find garbage collector roots in '{path}': {error.strerror}"
-                    ) from error
-                self._report(f"cannot read potential root '{path}'")
-
-    def _link(self, path: str) -> None:
-        target = os.readlink(path)
-        if self._in_store(target):
-            self._found(path, target)
-            return
-        # An indirect root: a link to a link of the user's into the store.
-        target = os.path.normpath(os.path.join(os.path.dirname(path), target))
-        try:
-            mode = os.lstat(target).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            if os.path.dirname(path) == self._auto:
-                self._report(f"removing stale link from '{path}' to '{target}'")
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
-            return
-        if stat.S_ISLNK(mode) and self._in_store(final := os.readlink(target)):
-            self._found(target, final)
-
-    def _file(self, path: str) -> None:
-        """A file named as a store path is a root for it."""
-        with suppress(FormatError):
-            store_path = StorePath.parse(os.path.basename(path))
-            if self._is_valid(store_path):
-                self.roots.setdefault(store_path, set()).add(path)
-
-    def _in_store(self, target: str) -> bool:
-        return target.startswith(self._store_dir.path + "/")
-
-    def _found(self, link: str, target: str) -> None:
-        try:
-            store_path = self._store_dir.split(target)[0]
-        except FormatError:
-            return
-        if self._is_valid(store_path):
-            self.roots.setdefault(store_path, set()).add(link)
-        else:
-            self._report(f"skipping invalid root from '{link}' to '{target}'")
 
 
 def find_temporary_roots(location: StoreLocation, report: Report) -> Roots:
@@ -157,20 +65,26 @@ def _read_roots_file(path: str, report: Report) -> list[bytes]:
         return file.read().split(b"\0")[:-1]
 
 
-def find_runtime_roots(location: StoreLocation, is_valid: Callable[[StorePath], bool]) -> Roots:
+def find_runtime_roots(
+    location: StoreLocation, is_valid: Callable[[StorePath], bool], report: Report
+) -> Roots:
     """The valid paths that running processes use, as far as /proc shows them to us.
 
     That is programs, working directories, open files, mappings, environments, and the kernel's
-    own helpers. In a chroot store both spellings of a path count.
+    own helpers. In a chroot store both spellings of a path count. Raises StoreError.
     """
-    scanner = _ProcessScanner(location)
-    return {path: links for path, links in scanner.scan().items() if is_valid(path)}
+    with Patience() as patience:
+        found = _ProcessScanner(location, report, patience).scan()
+    return {path: links for path, links in found.items() if is_valid(path)}
 
 
 class _ProcessScanner:
     """Reads /proc, and knows what a store path looks like there."""
 
-    def __init__(self, location: StoreLocation) -> None:
+    def __init__(self, location: StoreLocation, report: Report, patience: Patience) -> None:
+        self._report = report
+        self._patience = patience
+        self._silent: set[int] = set()
         self._store_dir = location.store_dir
         directories = {location.store_dir.path, location.real_store_dir}
         self._prefixes = {directory: len(directory) + 1 for directory in directories}
@@ -192,13 +106,32 @@ class _ProcessScanner:
         for descriptor in _names(f"{directory}/fd"):
             self._link(f"{directory}/fd/{descriptor}")
         for name in ("maps", "environ"):
-            self._text(f"{directory}/{name}")
+            self._memory(directory, name)
 
     def _link(self, path: str) -> None:
         try:
             self._add(os.readlink(path), path)
         except OSError as error:
             _unless_gone(path, error)
+
+    def _memory(self, directory: str, name: str) -> None:
+        """Read what the kernel takes from a process's memory, or under the lock of that.
+
+        It may be a page of a file that a program of the user's own serves, and never comes.
+        """
+        path = f"{directory}/{name}"
+        if self._silent and _user(directory) in self._silent:
+            return
+        try:
+            self._patience.call(lambda: self._text(path), LOOK_SECONDS)
+        except NoAnswerError:
+            user = _user(directory)
+            if user is None:
+                return  # it has ended now
+            if user in {0, os.geteuid()}:
+                raise StoreError(f"cannot look for roots in '{path}': no answer") from None
+            self._silent.add(user)
+            self._report(f"warning: cannot read '{path}'; processes of user {user} keep nothing")
 
     def _text(self, path: str) -> None:
         try:
@@ -216,6 +149,15 @@ class _ProcessScanner:
                 with suppress(FormatError):
                     path = StorePath.parse(text[length:].partition("/")[0])
                     self._roots.setdefault(path, set()).add(origin)
+
+
+def _user(directory: str) -> int | None:
+    """The real user of a process; who owns its files in /proc depends on more."""
+    with suppress(OSError), open(f"{directory}/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"Uid:"):
+                return int(line.split()[1])
+    return None
 
 
 def _names(directory: str) -> Iterator[str]:
@@ -243,7 +185,10 @@ def find_roots(
 ) -> Roots:
     """All roots of all kinds; with `censor`, not which processes have them."""
     roots = find_permanent_roots(location, is_valid, report)
-    others = (find_runtime_roots(location, is_valid), find_temporary_roots(location, report))
+    others = (
+        find_runtime_roots(location, is_valid, report),
+        find_temporary_roots(location, report),
+    )
     for found in others:
         for path, links in found.items():
             roots.setdefault(path, set()).update({CENSORED} if censor else links)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from executor.store.add import Adder
     from executor.store.auto_collect import AutoCollector
     from executor.store.collect import CollectOptions, CollectResult
-    from executor.store.gc_roots import Roots
+    from executor.store.link_roots import Roots
     from executor.store.optimise import OptimiseStats
     from executor.store.restore import Source
 

@@ -17,6 +17,9 @@ from executor.store.location import StoreLocation
 
 from .conftest import Nix
 
+# Of no account on any machine.
+USER = 61234
+
 
 @contextmanager
 def _process(script: str, *arguments: str, **environ: str) -> Iterator[None]:
@@ -103,11 +106,13 @@ def test_stale_indirect_links_go(store: LocalStore, scratch: Path) -> None:
     assert any("removing stale link" in text for text in told)
 
 
+@pytest.mark.root
 def test_hostile_names_and_depths(store: LocalStore) -> None:
     """What a user's directory of roots holds must not stop the collector."""
     (path,) = _paths(store, 1)
     _state(store.location, "gcroots/per-user/me/\udcff\n->").symlink_to(f"/nix/store/{path}")
     fd = os.open(_state(store.location, "gcroots/per-user/me"), os.O_RDONLY)
+    os.fchown(fd, USER, -1)
     for _ in range(1500):
         os.mkdir("deep", dir_fd=fd)
         inner = os.open("deep", os.O_RDONLY, dir_fd=fd)
@@ -117,6 +122,10 @@ def test_hostile_names_and_depths(store: LocalStore) -> None:
     os.mkfifo(_state(store.location, "gcroots/per-user/me/fifo"))
     _state(store.location, "gcroots/per-user/me/loop").symlink_to("loop")
     assert len(_links(store, path)) == 1
+    # Where nobody else can have made them, what is too deep to be looked at ends the search.
+    os.chown(_state(store.location, "gcroots/per-user/me"), 0, 0)
+    with pytest.raises(StoreError, match="levels of directories"):
+        store.find_roots()
 
 
 @pytest.mark.root
