@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from executor.errors import ExecutorError
 from executor.store.settings import StoreSettings
 
 # Collects up to so many bytes, until the function that it gets says that it is enough.
@@ -30,7 +29,7 @@ class AutoCollector:
         self._free_afterwards: float = float("inf")
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self.error: ExecutorError | None = None
+        self.error: Exception | None = None
 
     def check(self) -> str | None:
         """Start a collection if there is less free space than `min-free`; says so then.
@@ -41,7 +40,7 @@ class AutoCollector:
         with self._lock:
             if self.error is not None and not self._is_running():
                 failure, self.error = self.error, None
-                return f"auto-GC failed: {failure}"
+                return f"auto-GC failed: {str(failure) or type(failure).__name__}"
             if not self._settings.min_free or self._is_running() or self._stop.is_set():
                 return None
             now = time.monotonic()
@@ -54,10 +53,15 @@ class AutoCollector:
             if free > self._free_afterwards * _WORTH_IT:
                 return None
             wanted = self._settings.max_free - free
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._run, args=(wanted,), name="auto-collect", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # The machine has no thread to spare.
+                return f"auto-GC failed: {error}"
+            self._thread = thread
         return f"running auto-GC to free {wanted} bytes"
 
     def _is_running(self) -> bool:
@@ -67,7 +71,7 @@ class AutoCollector:
         try:
             self._collect(wanted, self._stop.is_set)
             self.error = None
-        except ExecutorError as error:
+        except Exception as error:  # noqa: BLE001 - it is told by `check`, and stops nobody
             self.error = error
         with self._lock:
             self._free_afterwards = _free_space(self._directory)

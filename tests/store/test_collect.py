@@ -18,6 +18,7 @@ from executor.derivation import DeferredOutput, Derivation
 from executor.derivation_hash import fill_outputs
 from executor.errors import StoreError
 from executor.formats.store_path import StorePath
+from executor.store.auto_collect import AutoCollector
 from executor.store.canonicalise import describe_tree
 from executor.store.collect import CollectAction, CollectOptions, CollectResult, render_size
 from executor.store.local import LocalStore
@@ -601,6 +602,25 @@ def test_auto_collect(garden: Garden) -> None:
         assert store.query_all_valid() == {kept}
         # That changed next to nothing, so it isn't tried again.
         assert store.auto_collect() is None
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output"), ValueError(), MemoryError("x")])
+def test_a_collection_on_the_side_that_breaks_is_a_warning(
+    garden: Garden, error: Exception
+) -> None:
+    def broken(wanted: int, stop: Callable[[], bool]) -> None:
+        raise error
+
+    settings = replace(garden.settings, min_free=1 << 62, min_free_check_interval=0)
+    collector = AutoCollector("/", settings, broken)
+    said = collector.check()
+    assert said is not None
+    assert said.startswith("running auto-GC")
+    collector.wait(30)
+    said = collector.check()
+    assert said == f"auto-GC failed: {error if str(error) else 'ValueError'}"
+    assert collector.check() is None
+    collector.close()
 
 
 def test_no_auto_collect_where_there_is_space(garden: Garden) -> None:
