@@ -2,17 +2,22 @@
 
 A client sends a store path and a newline, and gets "1" once the path is safe, or gone for good:
 where the collector is deleting it at this moment, the answer waits until that is over. A thread
-of its own serves all clients. Anybody may connect, so each of them is bounded in what it costs.
+of its own serves all clients. Anybody may connect, so each of them is bounded in what it costs,
+and each user in how many connections and roots they have: they are in the way of nobody else.
 
 Clients of Nix 2.8 take any error but a refused connection, a broken pipe and the end of the stream
 for an answer, and go on as if they were safe. So the socket's name is always there, also when
 nobody listens, and no connection is ever reset.
 """
 
+import errno
 import os
 import selectors
 import socket
+import struct
 import threading
+import time
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,21 +33,29 @@ _BACKLOG = 100
 _READ = 1 << 16
 # Longer than any path; what has no newline by then comes from no client of ours.
 _LONGEST_LINE = 8192
-# With more, the one that has been silent longest is sent away; it comes again if it has to.
+# With more, one that has been silent longest is sent away; it comes again if it has to.
 _MOST_CLIENTS = 256
+_MOST_OF_ONE_USER = 64
 _JOIN_SECONDS = 30.0
 # What is taken into account before one deletion, and answered to one client before the next's turn.
 _NEWS_AT_ONCE = 100
 _LINES_AT_ONCE = 100
-# With more roots than any honest crowd has, those who come wait for the end of the collection.
+# With more roots than honest people have, who comes with another waits for the end of the
+# collection: for one user, and for all but root and us.
+_MOST_ROOTS_OF_ONE_USER = 200_000
 _MOST_ROOTS = 1_000_000
+# Seconds without new clients where there are no descriptors for them.
+_SHORTAGE_SECONDS = 0.2
+
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(slots=True)
 class _Client:
-    """A connection, what it has sent so far, and the path that it waits for."""
+    """A connection, whose it is, what it has sent so far, and the path that it waits for."""
 
     connection: socket.socket
+    user: int
     data: bytearray = field(default_factory=bytearray)
     waits_for: str | None = None
 
@@ -66,6 +79,11 @@ class RootsServer:
         self._pending: str | None = None
         self._stopping = False
         self._clients: dict[socket.socket, _Client] = {}
+        # How many roots users have announced, who are neither root nor we.
+        self._announced: Counter[int] = Counter()
+        self._accept_again = 0.0
+        # Whose clients and roots are as many as they need.
+        self._ours = {0, os.geteuid()}
         self._server = _listen(f"{state_dir}/gc-socket")
         self._selector = selectors.DefaultSelector()
         self._wakeup_out, self._wakeup_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -148,7 +166,7 @@ class RootsServer:
         while not self._stopping:
             # Who has sent much gets its answers in turns.
             waiting = any(client.has_work for client in self._clients.values())
-            for key, _events in self._selector.select(0 if waiting else None):
+            for key, _events in self._selector.select(0 if waiting else self._pause()):
                 if key.fileobj is self._server:
                     self._accept()
                 elif key.fileobj == self._wakeup_out:
@@ -160,20 +178,42 @@ class RootsServer:
                     self._work(client)
 
     def _accept(self) -> bool:
-        if len(self._clients) >= _MOST_CLIENTS:
-            # The order of the mapping is that of the last sign of life.
-            self._drop(next(iter(self._clients)))
         try:
             connection, _ = self._server.accept()
-        except OSError:
-            # Out of descriptors, perhaps: better one client less than none served.
-            if self._clients:
-                self._drop(next(iter(self._clients)))
+        except OSError as error:
+            if error.errno in _SHORTAGE and not self._stopping:
+                # The server stays ready to read, so it mustn't be looked at for a while.
+                self._selector.unregister(self._server)
+                self._accept_again = time.monotonic() + _SHORTAGE_SECONDS
             return False
         connection.settimeout(0)
-        self._clients[connection] = _Client(connection)
+        user = _user(connection)
+        self._make_room(user)
+        self._clients[connection] = _Client(connection, user)
         self._selector.register(connection, selectors.EVENT_READ)
         return True
+
+    def _pause(self) -> float | None:
+        """Seconds until clients may come again, None where they may; lets them come in time."""
+        if not self._accept_again:
+            return None
+        seconds = self._accept_again - time.monotonic()
+        if seconds > 0:
+            return seconds
+        self._accept_again = 0.0
+        self._selector.register(self._server, selectors.EVENT_READ)
+        return None
+
+    def _make_room(self, user: int) -> None:
+        """Send somebody away where there are too many: of this user, or of who has most."""
+        counts = Counter(client.user for client in self._clients.values())
+        if counts[user] < _MOST_OF_ONE_USER or user in self._ours:
+            if len(self._clients) < _MOST_CLIENTS:
+                return
+            strangers = {each: count for each, count in counts.items() if each not in self._ours}
+            user = max(strangers or counts, key=counts.__getitem__)
+        # The order of the mapping is that of the last sign of life.
+        self._drop(next(c.connection for c in self._clients.values() if c.user == user))
 
     def _receive(self, client: _Client) -> None:
         if len(client.data) > _READ:
@@ -203,7 +243,7 @@ class RootsServer:
                 del client.data[: end + 1]
                 path = parse_line(self._store_dir, line)
                 client.waits_for = None if path is None else path.digest
-            if client.waits_for is not None and not self._take(client.waits_for):
+            if client.waits_for is not None and not self._take(client):
                 break
             client.waits_for = None
             # What is no path gets its answer, too: it can't be deleted.
@@ -218,12 +258,17 @@ class RootsServer:
         if len(client.data) > _LONGEST_LINE and b"\n" not in client.data:
             self._drop(client.connection)
 
-    def _take(self, hash_part: str) -> bool:
-        """Remember a root; False while it is being deleted."""
+    def _take(self, client: _Client) -> bool:
+        """Remember a root; False while it is being deleted, or as long as there are too many."""
+        hash_part, user = client.waits_for, client.user
+        assert hash_part is not None
         with self._lock:
             if hash_part not in self._known:
-                if len(self._known) >= _MOST_ROOTS:
-                    return False
+                if user not in self._ours:
+                    few = self._announced[user] < _MOST_ROOTS_OF_ONE_USER
+                    if not few or self._announced.total() >= _MOST_ROOTS:
+                        return False
+                    self._announced[user] += 1
                 self._known.add(hash_part)
                 self._news.add(hash_part)
             return self._pending != hash_part
@@ -237,6 +282,14 @@ class RootsServer:
             while connection.recv(_READ):
                 pass
         connection.close()
+
+
+def _user(connection: socket.socket) -> int:
+    """The effective user of who has connected."""
+    size = struct.calcsize("3i")
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    user: int = struct.unpack("iII", data)[1]
+    return user
 
 
 def leave_name(state_dir: str) -> None:
