@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from executor.errors import ConfigError, StoreError
+from executor.store.descriptors import make_directories
 
 MACHINE_POOL = "/run/executor/userpool"
 _RANGE_SIZE = 1024
@@ -148,7 +149,7 @@ def _range_users(start: int) -> tuple[BuildUser, ...]:
 
 
 def _make_pool(directory: str) -> None:
-    os.makedirs(directory, mode=0o755, exist_ok=True)
+    make_directories(directory)
 
 
 def _try_lock(path: str) -> int | None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from executor.build.users import BuildUser
 from executor.errors import StoreError
+from executor.store.descriptors import make_directories
 from executor.store.tree import delete_tree
 
 _MAX_KEPT_DEPTH = 256
@@ -105,7 +106,7 @@ class WorkspaceOwner:
         self._top_name = None
 
     def _make(self) -> Workspace:
-        os.makedirs(self._build_root, mode=0o755, exist_ok=True)
+        make_directories(self._build_root)
         check_build_root(self._build_root, self._store_root)
         root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
         sweep(root_fd)

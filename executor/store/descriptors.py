@@ -57,6 +57,31 @@ def _open_of_any_mode(parent_fd: int, name: bytes, flags: int, needed: int) -> i
         os.close(path_fd)
 
 
+def make_directories(path: str, mode: int = 0o755) -> None:
+    """Make a directory and those above it that are missing, with this mode whatever the umask is.
+
+    What is there already stays as it is. Raises OSError.
+    """
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path.rstrip("/"))
+    for each in reversed(missing):
+        try:
+            os.mkdir(each, mode)
+        except FileExistsError:
+            if os.path.isdir(each):
+                continue  # somebody else was faster
+            raise
+        # The directory itself, by a descriptor that no mode keeps from us and no link leads away.
+        fd = os.open(each, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+                os.chmod(fd_path(fd), mode)
+        finally:
+            os.close(fd)
+
+
 def open_directory_same_mount(parent_fd: int, name: bytes) -> int:
     """Open a subdirectory that lies on the same mount as its parent.
 

@@ -26,6 +26,7 @@ from typing import Self
 
 from executor.errors import StoreError
 from executor.formats.store_path import StoreDir
+from executor.store.descriptors import make_directories
 from executor.store.gc_roots import parse_line
 
 _ANSWER = b"1"
@@ -319,7 +320,7 @@ def _bind(directory: str, *, replace: bool) -> socket.socket:
 
     The path may be longer than the 107 bytes of an address. Raises OSError.
     """
-    os.makedirs(directory, mode=0o755, exist_ok=True)
+    make_directories(directory)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     directory_fd = os.open(directory, flags)
     temporary = f".socket-{os.urandom(8).hex()}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from executor.errors import StoreError
 from executor.store.database import SCHEMA_VERSION, Database
+from executor.store.descriptors import make_directories
 from executor.store.errors import SchemaError
 from executor.store.location import StoreLocation
 from executor.store.locks import open_lock_file, try_lock, unlock, wait_lock
@@ -16,6 +17,7 @@ from executor.store.settings import StoreSettings
 from executor.store.syscalls import remount_writable, unshare_mounts
 
 _STORE_MODE = 0o1775
+_FILE_MODE = 0o644
 
 
 @dataclass(slots=True)
@@ -76,6 +78,10 @@ def _open_locked(location: StoreLocation, settings: StoreSettings, big_lock: int
     schema_path = f"{location.state_dir}/db/schema"
     schema = _read_schema(schema_path)
     if schema == 0:
+        try:
+            _make_file(f"{location.state_dir}/db/db.sqlite")
+        except OSError as error:
+            raise StoreError(f"cannot make '{error.filename}': {error.strerror}") from error
         database = _open_database(location, settings, create=True)
         _write_schema(schema_path)
         return database
@@ -84,6 +90,15 @@ def _open_locked(location: StoreLocation, settings: StoreSettings, big_lock: int
     if not database.has_table("SchemaMigrations"):
         _add_migrations_table(database, big_lock)
     return database
+
+
+def _make_file(path: str) -> None:
+    """An empty file with the mode of those that users read; SQLite gives its others the same."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
+    try:
+        os.fchmod(fd, _FILE_MODE)
+    finally:
+        os.close(fd)
 
 
 def _add_migrations_table(database: Database, big_lock: int) -> None:
@@ -116,21 +131,17 @@ def _open_database(
 
 def _make_directories(location: StoreLocation, settings: StoreSettings) -> None:
     state = location.state_dir
-    _make_directory(location.real_store_dir)
+    make_directories(location.real_store_dir)
     make_store_writable(location.real_store_dir)
-    _make_directory(f"{location.real_store_dir}/.links")
+    make_directories(f"{location.real_store_dir}/.links")
     for name in ("profiles", "temproots", "db", "gcroots"):
-        _make_directory(f"{state}/{name}")
+        make_directories(f"{state}/{name}")
     for name in ("profiles/per-user", "gcroots/per-user"):
-        _make_directory(f"{state}/{name}")
+        make_directories(f"{state}/{name}")
         if stat.S_IMODE(os.stat(f"{state}/{name}").st_mode) != 0o755:
             os.chmod(f"{state}/{name}", 0o755)
     if os.geteuid() == 0 and settings.build_users_group:
         _give_to_group(location.real_store_dir, settings.build_users_group)
-
-
-def _make_directory(path: str) -> None:
-    os.makedirs(path, mode=0o755, exist_ok=True)
 
 
 def _give_to_group(real_store_dir: str, group: str) -> None:
@@ -196,9 +207,10 @@ def _check_schema(schema: int) -> None:
 
 
 def _write_schema(path: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
     try:
         os.write(fd, str(SCHEMA_VERSION).encode())
+        os.fchmod(fd, _FILE_MODE)
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -12,6 +12,7 @@ from typing import Self
 
 from executor.errors import StoreError
 from executor.formats.store_path import StorePath
+from executor.store.descriptors import make_directories
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BUFFER = 64 * 1024
@@ -82,14 +83,17 @@ def _open_for_writing(path: str) -> int:
     directory, name = os.path.split(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        os.makedirs(directory, exist_ok=True)
+        make_directories(directory)
         directory_fd = os.open(directory, _DIRECTORY | os.O_NOFOLLOW)
         try:
             with suppress(FileNotFoundError):
                 # A new inode: readers of the old log keep it, and nobody else has the new one.
                 os.unlink(name, dir_fd=directory_fd)
             _remove_twin(directory_fd, name)
-            return os.open(name, flags, 0o666, dir_fd=directory_fd)
+            fd = os.open(name, flags, 0o644, dir_fd=directory_fd)
+            # Whoever may look at the store may read its logs, whatever the umask is.
+            os.fchmod(fd, 0o644)
+            return fd
         finally:
             os.close(directory_fd)
     except OSError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from executor.errors import StoreError
 from executor.formats import base32
 from executor.formats.store_path import StoreDir, StorePath
-from executor.store.descriptors import write_all
+from executor.store.descriptors import make_directories, write_all
 from executor.store.location import StoreLocation
 from executor.store.locks import open_lock_file, try_lock, unlock
 
@@ -167,7 +167,12 @@ def _connect(directory: str, name: str) -> "socket.socket":
 def make_indirect_root(location: StoreLocation, link: str) -> None:
     """Register the link `link` (outside of the store) as a root for as long as it exists."""
     digest = base32.encode(hashlib.sha1(os.fsencode(link), usedforsecurity=False).digest())
-    _replace_link(f"{location.state_dir}/gcroots/auto/{digest}", link)
+    directory = f"{location.state_dir}/gcroots/auto"
+    try:
+        make_directories(directory)
+    except OSError as error:
+        raise StoreError(f"cannot make '{directory}': {error.strerror}") from error
+    _replace_link(f"{directory}/{digest}", link)
 
 
 def make_root_link(location: StoreLocation, link: str, path: StorePath) -> str:

@@ -49,6 +49,41 @@ def _listing(root: Path) -> dict[str, tuple[str, int, int, int]]:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("mask", [0o077, 0o777, 0])
+def test_the_umask_of_the_caller_changes_nothing(scratch: Path, mask: int) -> None:
+    """The layout of a program that uses the API is that of the command line, whose umask is 022."""
+    script = (
+        "import os, sys\n"
+        "from executor.store.gc_server import leave_name\n"
+        "from executor.store.local import LocalStore\n"
+        "from executor.store.location import parse_store_url\n"
+        "from executor.store.roots import make_indirect_root\n"
+        "os.umask(int(sys.argv[1]))\n"
+        "location = parse_store_url(sys.argv[2], {})\n"
+        "with LocalStore.open(location) as store:\n"
+        "    store.add_text('x', b'x')\n"
+        "    make_indirect_root(location, '/nowhere')\n"
+        "    leave_name(location.state_dir)\n"
+        "    os.umask(0o022)\n"
+        "    for suffix in ('-wal', '-shm'):\n"
+        "        assert not os.path.exists(p := location.state_dir + '/db/db.sqlite' + suffix)"
+        " or os.stat(p).st_mode & 0o777 == 0o644\n"
+    )
+    listings = []
+    for each in (0o022, mask):
+        root = scratch / f"{each:o}"
+        subprocess.run([sys.executable, "-c", script, str(each), str(root)], check=True, timeout=60)
+        listings.append(_listing(root))
+    theirs, ours = listings
+    assert {name: what[:3] for name, what in ours.items()} == {
+        name: what[:3] for name, what in theirs.items()
+    }
+    assert ours["nix/var/nix/db"][0] == ours["nix/var/nix/gcroots/auto"][0] == "drwxr-xr-x"
+    assert ours["nix/store"][0] in {"drwxrwxr-t", "drwxr-xr-x"}
+    assert ours["nix/var/nix/db/db.sqlite"][0] == "-rw-r--r--"
+
+
+@pytest.mark.root
 @pytest.mark.nix
 def test_new_store_is_laid_out_as_by_nix(scratch: Path, location: StoreLocation) -> None:
     theirs = Nix(scratch / "theirs")
