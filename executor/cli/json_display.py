@@ -6,11 +6,11 @@ Tools such as nix-output-monitor read it. As in Nix there are three activities f
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import TextIO
 
 from executor.build.events import (
@@ -32,27 +32,41 @@ from executor.build.events import (
     WaitingForUser,
 )
 from executor.build.result import BuildResult, BuildStatus
-from executor.cli.progress import building_text, error_text, machine_text, waiting_text
+from executor.cli.nix_messages import PREFIX, message, render
+from executor.cli.plan_text import plan_lines
+from executor.cli.progress import building_text, machine_text, user_text, waiting_text
 from executor.formats.store_path import StoreDir, StorePath
 
 # Numbers of activities and results (logging.hh).
 _COPY_PATH, _REALISE, _COPY_PATHS, _BUILDS, _BUILD, _SUBSTITUTE = 100, 102, 103, 104, 105, 108
 _FILE_TRANSFER = 101
 _LOG_LINE, _PHASE, _PROGRESS, _EXPECTED = 101, 104, 105, 106
+_BUILD_WAITING = 111
 # The activities of the run; those of its parts come after, two numbers for each.
 _REALISE_ID, _BUILDS_ID, _COPIES_ID, _FIRST_ID = 1, 2, 3, 4
-# Those of downloads that builders make: far above, so that nothing has the same number.
-_FIRST_TRANSFER = 1 << 32
+# Those of waiting and of downloads that builders make: far above, so that no two are the same.
+_FIRST_OTHER = 1 << 32
 _POST_BUILD_HOOK, _POST_BUILD_LINE = 110, 107
-_INFO, _TALKATIVE = 3, 4
+_WARNING, _INFO, _TALKATIVE = 1, 3, 4
 _DESTINATION = "local"
 
 
 class JsonDisplay:
-    """Writes the lines to ``out``, each behind ``prefix``."""
+    """Writes the lines to ``out``, each behind ``prefix``.
 
-    def __init__(self, out: TextIO, store_dir: StoreDir, *, prefix: str = "@nix ") -> None:
+    ``log_command`` is how to see a log of this store.
+    """
+
+    def __init__(
+        self,
+        out: TextIO,
+        store_dir: StoreDir,
+        *,
+        prefix: str = PREFIX,
+        log_command: str = "executor log",
+    ) -> None:
         self._out = out
+        self._log_command = log_command
         self._prefix = prefix
         self._store_dir = store_dir
         self._done = self._failed = self._expected = 0
@@ -60,7 +74,8 @@ class JsonDisplay:
         self._running: dict[StorePath, int] = {}
         self._planned_builds: set[StorePath] = set()
         self._transfers: dict[tuple[int, int], int] = {}
-        self._next_transfer = _FIRST_TRANSFER
+        self._waiting: dict[StorePath, int] = {}
+        self._other_ids = count(_FIRST_OTHER)
         for number, kind in ((_REALISE_ID, _REALISE), (_BUILDS_ID, _BUILDS)):
             self._start(number, kind, "", [], level=0)
         self._start(_COPIES_ID, _COPY_PATHS, "", [], level=0)
@@ -71,6 +86,7 @@ class JsonDisplay:
             case GraphPlanned():
                 self._planned(event)
             case BuildStarted(build_id=number, drv_path=path, machine=machine):
+                self._waited(path)
                 self._running[path] = number
                 # Not in the plan: it came up on the way, as what a derivation was resolved to.
                 self._expected += path not in self._planned_builds
@@ -104,22 +120,37 @@ class JsonDisplay:
             case Notice(level=level, text=text):
                 self._message(level, text)
             case WaitingForLock():
-                self._message(1, waiting_text(event))
+                self._wait(event.drv_path, waiting_text(event))
             case WaitingForMachine(drv_path=path):
-                self._message(1, machine_text(self._store_dir.render(path)))
-            case WaitingForUser():
-                self._message(1, "waiting for a free build user ID")
+                self._wait(path, machine_text(self._store_dir.render(path)))
+            case WaitingForUser(drv_path=path):
+                self._wait(path, user_text(self._store_dir.render(path)))
             case BuildFinished(result=result):
                 self._finished(result)
 
     def close(self) -> None:
         """End all activities: of what still ran when a signal came, and of the run."""
+        for drv_path in list(self._waiting):
+            self._waited(drv_path)
         for drv_path in list(self._running):
             self._stop_build(drv_path)
         for number in (_COPIES_ID, _BUILDS_ID, _REALISE_ID):
             self._stop(number)
 
+    def _wait(self, drv_path: StorePath, text: str) -> None:
+        """Until the next thing is heard of the derivation, it waits; Nix's has no fields."""
+        self._waited(drv_path)
+        number = self._waiting[drv_path] = next(self._other_ids)
+        self._start(number, _BUILD_WAITING, text, [], level=_WARNING)
+
+    def _waited(self, drv_path: StorePath) -> None:
+        number = self._waiting.pop(drv_path, None)
+        if number is not None:
+            self._stop(number)
+
     def _planned(self, plan: GraphPlanned) -> None:
+        for line in plan_lines(plan, self._store_dir.render):
+            self._message(_INFO, line)
         self._expected += len(plan.will_build)
         self._planned_builds.update(plan.will_build)
         self._to_fetch += len(plan.will_substitute)
@@ -139,8 +170,7 @@ class JsonDisplay:
     def _transfer(self, event: BuildTransfer) -> None:
         key = event.build_id, event.transfer
         if event.action == "start":
-            self._transfers[key] = self._next_transfer
-            self._next_transfer += 1
+            self._transfers[key] = next(self._other_ids)
             self._start(
                 self._transfers[key],
                 _FILE_TRANSFER,
@@ -155,11 +185,12 @@ class JsonDisplay:
             self._result(self._transfers[key], event.kind, list(event.fields))
 
     def _finished(self, result: BuildResult) -> None:
+        self._waited(result.drv_path)
         self._stop_build(result.drv_path)
         self._done += result.status is BuildStatus.BUILT
         if not result.success and result.status is not BuildStatus.CANCELLED:
             self._failed += 1
-            self._message(0, error_text(result.message))
+            self._message(0, result.message)
         self._progress()
 
     def _stop_build(self, drv_path: StorePath) -> None:
@@ -188,20 +219,28 @@ class JsonDisplay:
     ) -> None:
         more = {"fields": fields} if fields else {}
         self._put(
-            action="start", id=number, level=level, parent=parent, text=text, type=kind, **more
+            {
+                "action": "start",
+                "id": number,
+                "level": level,
+                "parent": parent,
+                "text": text,
+                "type": kind,
+                **more,
+            }
         )
 
     def _stop(self, number: int) -> None:
-        self._put(action="stop", id=number)
+        self._put({"action": "stop", "id": number})
 
     def _message(self, level: int, text: str) -> None:
-        self._put(action="msg", level=level, msg=text)
+        self._put(message(level, text))
 
     def _result(self, number: int, kind: int, fields: Sequence[str | int]) -> None:
-        self._put(action="result", fields=fields, id=number, type=kind)
+        self._put({"action": "result", "fields": fields, "id": number, "type": kind})
 
-    def _put(self, **message: object) -> None:
-        print(self._prefix + json.dumps(message), file=self._out, flush=True)
+    def _put(self, told: Mapping[str, object]) -> None:
+        print(render(told, self._prefix), file=self._out, flush=True)
 
 
 def _id(number: int) -> int:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from executor.cli.interrupts import EndedBySignal, raise_on_signals, signals_wait
 from executor.cli.options import add_common, extract_settings, open_invocation
+from executor.cli.parser import CommandParser, complain
 from executor.errors import ExecutorError
 
 _DEBUG = 6
@@ -57,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _flush_output()
         return code
     except ExecutorError as error:
-        return _complain(str(error), debug)
+        return _complain(str(error), debug, words)
     except EndedBySignal as ended:
-        print(f"error: {ended}", file=sys.stderr)
+        complain(str(ended), words)
         return ended.exit_code
     except KeyboardInterrupt:
-        print("error: interrupted by the user", file=sys.stderr)
+        complain("interrupted by the user", words)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has had enough; that is no error of ours.
@@ -70,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f"'{error.filename}': " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}", debug)
+        return _complain(f"{where}{error.strerror or error}", debug, words)
     except Exception as error:  # noqa: BLE001 - the last net: no traceback for users
         text = f"{type(error).__name__}: {error} (this is a bug; --debug shows where)"
-        return _complain(f"internal error: {text}", debug)
+        return _complain(f"internal error: {text}", debug, words)
 
 
 def run() -> NoReturn:
@@ -100,18 +101,11 @@ def _flush_output() -> None:
         raise
 
 
-def _complain(text: str, debug: bool) -> int:
+def _complain(text: str, debug: bool, words: Sequence[str]) -> int:
     if debug:
         raise
-    print(f"error: {_visible(text)}", file=sys.stderr)
+    complain(text, words)
     return 1
-
-
-def _visible(text: str) -> str:
-    """One line without control characters: names in it may come from anywhere."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def _run(words: list[str]) -> int:
@@ -126,13 +120,14 @@ def _run(words: list[str]) -> int:
     name = words[0]
     if name not in _COMMANDS:
         known = ", ".join(_COMMANDS)
-        print(f"error: unknown command '{name}'; known are: {known}", file=sys.stderr)
+        complain(f"unknown command '{name}'; known are: {known}", words)
         return 1
     with signals_wait():
         command = importlib.import_module(f"executor.cli.{name.replace('-', '_')}_command")
     raise_on_signals()
     rest, overrides = extract_settings(words[1:])
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
+        words,
         prog=f"executor {name}",
         description=command.__doc__,
         epilog=command.EXAMPLE,

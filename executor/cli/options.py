@@ -29,17 +29,25 @@ _NAMES = frozenset(field.name.replace("_", "-") for field in fields(Settings)) |
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """A command line, read: what all commands need."""
+    """A command line, read: what all commands need. ``as_json``: all is said as Nix's JSON log."""
 
     location: StoreLocation
     settings: Settings
     store: str | None
     verbosity: int
+    as_json: bool = False
 
     def say(self, level: int, text: str) -> None:
         """Tell the user something of a level that is not above the verbosity."""
-        if level <= self.verbosity:
-            print(visible(text), file=sys.stderr, flush=True)
+        if level > self.verbosity:
+            return
+        if self.as_json:
+            from executor.cli.nix_messages import said
+
+            text = said(level, text)
+        else:
+            text = visible(text)
+        print(text, file=sys.stderr, flush=True)
 
 
 def visible(text: str) -> str:
@@ -114,7 +122,11 @@ def open_invocation(
     location = parse_store_url(store, os.environ)
     verbosity = 3 + arguments.verbose - arguments.quiet
     invocation = Invocation(
-        location=location, settings=loaded.settings, store=store, verbosity=verbosity
+        location=location,
+        settings=loaded.settings,
+        store=store,
+        verbosity=verbosity,
+        as_json=getattr(arguments, "log_format", None) == "internal-json",
     )
     for warning in (*loaded.warnings, *location.warnings):
         invocation.say(1, f"warning: {warning}")

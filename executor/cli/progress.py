@@ -65,7 +65,8 @@ def make_display(
         return display
     from executor.cli.json_display import JsonDisplay, open_json_log
 
-    return TeeDisplay(display, JsonDisplay(open_json_log(json_log_path), store_dir, prefix=""))
+    log = JsonDisplay(open_json_log(json_log_path), store_dir, prefix="", log_command=log_command)
+    return TeeDisplay(display, log)
 
 
 def _on_stderr(
@@ -75,7 +76,7 @@ def _on_stderr(
     if log_format == "internal-json":
         from executor.cli.json_display import JsonDisplay
 
-        return JsonDisplay(out, store_dir)
+        return JsonDisplay(out, store_dir, log_command=log_command)
     is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     logs = print_logs or log_format in ("raw-with-logs", "bar-with-logs")
     plain = PlainDisplay(
@@ -135,8 +136,7 @@ class PlainDisplay:
             case WaitingForMachine(drv_path=path):
                 self._say(1, machine_text(self._store_dir.render(path)))
             case WaitingForUser(drv_path=path):
-                name = self._store_dir.render(path)
-                self._say(1, f"waiting for a free build user ID for '{name}'")
+                self._say(1, user_text(self._store_dir.render(path)))
             case Notice(level=level, text=text):
                 self._say(level, f"{_PREFIXES.get(level, '')}{printable(text.encode())}")
             case BuildFinished(result=result):
@@ -270,6 +270,11 @@ def error_text(message: str) -> str:
 def machine_text(name: str) -> str:
     """Nix's sentence where the build hook has put somebody off."""
     return f"waiting for a machine to build '{name}'"
+
+
+def user_text(name: str) -> str:
+    """Nix's sentence where all build users are in use."""
+    return f"waiting for a free build user ID for '{name}'"
 
 
 def waiting_text(event: WaitingForLock) -> str:

@@ -29,6 +29,7 @@ from executor.build.events import (
     SubstitutionFinished,
     SubstitutionStarted,
     WaitingForLock,
+    WaitingForMachine,
     WaitingForUser,
 )
 from executor.build.result import BuildResult, BuildStatus
@@ -183,6 +184,8 @@ def test_json_tells_of_a_build_as_nix_does() -> None:
     told = as_json(GraphPlanned(will_build=(DRV,)), STARTED, LINE, PHASE, DONE)
     assert told == [
         *BEGINNING,
+        {"action": "msg", "level": 3, "msg": "this derivation will be built:"},
+        {"action": "msg", "level": 3, "msg": f"  {NAME}"},
         result(1, 106, 101, 0),
         result(1, 106, 100, 0),
         result(2, 105, 0, 1, 0, 0),
@@ -212,7 +215,10 @@ def test_json_tells_of_a_fetch_as_nix_does() -> None:
         SubstitutionFinished(number=1, path=OUT, success=True, nar_size=9),
     )
     activity = {"action": "start", "level": 3}
+    fetched = "this path will be fetched (0.0 KiB download, 0.0 KiB unpacked):"
     assert told[3:-3] == [
+        {"action": "msg", "level": 3, "msg": fetched},
+        {"action": "msg", "level": 3, "msg": f"  {name}"},
         result(1, 106, 101, 7),
         result(1, 106, 100, 9),
         result(2, 105, 0, 0, 0, 0),
@@ -265,22 +271,63 @@ def test_json_counts_what_came_up_on_the_way() -> None:
 
 def test_json_tells_of_a_failure() -> None:
     told = as_json(STARTED, FAILED)
-    assert {"action": "msg", "level": 0, "msg": "error: builder failed\ufffd[2J"} in told
+    reason = "builder failed\x1b[2J"
+    assert {
+        "action": "msg",
+        "level": 0,
+        "msg": f"\x1b[31;1merror:\x1b[0m {reason}",
+        "raw_msg": reason,
+        "file": None,
+        "line": None,
+        "column": None,
+    } in told
     assert result(2, 105, 0, 1, 0, 1) in told
 
 
 @pytest.mark.parametrize(
-    ("event", "level"),
+    ("level", "text"),
     [
-        (Notice(level=1, text="careful"), 1),
-        (WaitingForLock(drv_path=DRV, paths=("/a",)), 1),
-        (WaitingForUser(drv_path=DRV), 1),
+        (0, "\x1b[31;1merror:\x1b[0m careful"),
+        (1, "\x1b[35;1mwarning:\x1b[0m careful"),
+        (3, "careful"),
     ],
 )
-def test_json_tells_of_what_people_should_know(event: Event, level: int) -> None:
-    (message,) = [each for each in as_json(event) if each["action"] == "msg"]
-    assert message["level"] == level
-    assert message["msg"]
+def test_json_tells_of_what_people_should_know(level: int, text: str) -> None:
+    told = as_json(Notice(level=level, text="careful"))
+    (message,) = [each for each in told if each["action"] == "msg"]
+    assert (message["level"], message["msg"]) == (level, text)
+    assert message.get("raw_msg") == ("careful" if level == 0 else None)
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (WaitingForLock(drv_path=DRV, paths=("/a",)), "waiting for lock on '/a'"),
+        (WaitingForUser(drv_path=DRV), f"waiting for a free build user ID for '{NAME}'"),
+        (WaitingForMachine(drv_path=DRV), f"waiting for a machine to build '{NAME}'"),
+    ],
+)
+@pytest.mark.parametrize("following", [STARTED, DONE, None])
+def test_json_tells_of_a_wait_and_of_its_end(
+    event: Event, text: str, following: Event | None
+) -> None:
+    told = as_json(event, *(() if following is None else (following,)))
+    start = told[3]
+    assert (start["type"], start["level"], start["text"]) == (111, 1, text)
+    assert told[4] == {"action": "stop", "id": start["id"]}
+    assert not [each for each in told if each["action"] == "msg"]
+
+
+def test_json_tells_of_waits_one_after_the_other() -> None:
+    told = as_json(WaitingForLock(drv_path=DRV, paths=("/a",)), WaitingForUser(drv_path=DRV))
+    first, second = (each["id"] for each in told if each.get("type") == 111)
+    assert [each.get("id") for each in told[3:-3]] == [first, first, second, second]
+
+
+def test_json_says_the_plan() -> None:
+    told = as_json(GraphPlanned(will_build=(DRV,)))
+    said = [each["msg"] for each in told if each["action"] == "msg" and each["level"] == 3]
+    assert said == ["this derivation will be built:", f"  {NAME}"]
 
 
 def test_json_takes_bytes_that_are_no_text() -> None:
