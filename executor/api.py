@@ -21,7 +21,7 @@ from types import TracebackType
 from executor.build.asking import make_asking_plan
 from executor.build.context import BuildContext, StoreThread
 from executor.build.early import launch_spawner
-from executor.build.events import Event, Listener, Notice
+from executor.build.events import Event, Listener, Notice, Watched
 from executor.build.graph import plan_targets, run_graph
 from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, FailureCause
@@ -75,6 +75,7 @@ class Executor:
         self.settings = settings
         self.location: StoreLocation = parse_store_url(store, os.environ)
         self._listeners: list[Listener] = []
+        self._watchers: list[Listener] = []
         self._launched = spawner
         self._context: BuildContext | None = None
 
@@ -89,7 +90,11 @@ class Executor:
             await store.start()
             self._context = self._make_context(spawner, store, workers)
             self._context.substitution = open_substitution(
-                self.settings, store, emit=self._emit, number=self._context.new_build_id
+                self.settings,
+                store,
+                emit=self._emit,
+                number=self._context.new_build_id,
+                watch=self._watch if self._watchers else None,
             )
         except BaseException:
             await store.close()
@@ -115,13 +120,18 @@ class Executor:
         await context.store.close()
         context.workers.shutdown()
 
-    def subscribe(self, listener: Listener) -> None:
+    def subscribe(self, listener: Listener, *, watch: bool = False) -> None:
         """Call ``listener`` with every event from now on, in the event loop's thread.
+
+        With ``watch``, which must be asked for before the executor is entered, it is also told
+        how questions to caches and downloads go (``Watched``).
 
         An exception of a listener ends the run and reaches the caller: it is a bug, and hiding it
         would hide what the listener was to show.
         """
         self._listeners.append(listener)
+        if watch:
+            self._watchers.append(listener)
 
     async def build(
         self,
@@ -218,6 +228,10 @@ class Executor:
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
             listener(event)
+
+    def _watch(self, event: Watched) -> None:
+        for watcher in self._watchers:
+            watcher(event)
 
     def _make_context(
         self, spawner: Spawner, store: StoreThread, workers: ThreadPoolExecutor

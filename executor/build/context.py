@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from executor.build.events import Event
@@ -87,7 +88,7 @@ class BuildContext:
     environ: Mapping[bytes, bytes]
     substitution: Substitution | None = None
     builtin_spawner: Spawner | None = None
-    next_id: int = 0
+    ids: Iterator[int] = field(default_factory=lambda: count(1))
     extra_slots: asyncio.Semaphore = field(init=False)
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -96,8 +97,8 @@ class BuildContext:
         self.extra_slots = asyncio.Semaphore(self.settings.extra_local_jobs)
 
     def new_build_id(self) -> int:
-        self.next_id += 1
-        return self.next_id
+        """A number that nothing else in this run has; from any thread."""
+        return next(self.ids)
 
     async def spawner_for(self, *, builtin: bool) -> Spawner:
         """The spawner for ordinary builders, or the one that has the builtins loaded."""

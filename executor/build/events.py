@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from executor.build.result import BuildResult
+from executor.caches.watching import BytesDone, QueryStarted, TransferStarted, Watched, WatchEnded
 from executor.formats.store_path import StorePath
+
+__all__ = ["BytesDone", "QueryStarted", "TransferStarted", "WatchEnded", "Watched"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,5 +188,6 @@ Event = (
     | WaitingForMachine
     | WaitingForUser
     | Notice
+    | Watched
 )
 Listener = Callable[[Event], None]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from executor.build.context import StoreThread, finish
 from executor.build.events import Event, Notice, SubstitutionFinished, SubstitutionStarted
 from executor.caches.found import Found, Staged
+from executor.caches.watching import Watched, Watcher
 from executor.config import Settings
 from executor.errors import ExecutorError
 from executor.formats.realisation import DrvOutput, Realisation
@@ -55,8 +56,10 @@ class Substitution:
         connections: int,
         emit: Callable[[Event], None],
         number: Callable[[], int],
+        watcher: Watcher | None = None,
     ) -> None:
         self._substituters = substituters
+        self._watcher = watcher
         self._store = store
         self._slots = asyncio.Semaphore(max(jobs, 1))
         self._threads = ThreadPoolExecutor(max(connections, 1), thread_name_prefix="substitute")
@@ -184,7 +187,7 @@ class Substitution:
         success = False
         try:
             directory_fd = await self._scratch_directory()
-            staged = await self._work(self._substituters.stage, offer, directory_fd)
+            staged = await self._work(self._stage, offer, directory_fd, number)
             if staged is None:
                 name = self._store.store.store_dir.render(path)
                 text = f"'{name}' is not in '{offer.source}' any more"
@@ -197,6 +200,15 @@ class Substitution:
                 SubstitutionFinished(number=number, path=path, success=success, nar_size=size)
             )
         return success
+
+    def _stage(self, offer: Found, directory_fd: int, number: int) -> Staged | None:
+        if self._watcher is None:
+            return self._substituters.stage(offer, directory_fd)
+        meter = self._watcher.meter(number, offer.info.nar_size)
+        try:
+            return self._substituters.stage(offer, directory_fd, meter)
+        finally:
+            meter.finish()
 
     async def _scratch_directory(self) -> int:
         async with self._opening:
@@ -247,8 +259,13 @@ def open_substitution(
     *,
     emit: Callable[[Event], None],
     number: Callable[[], int],
+    watch: Callable[[Watched], None] | None = None,
 ) -> Substitution | None:
-    """The fetches of one run by the settings; ``None`` if there is nobody to fetch from."""
+    """The fetches of one run by the settings; ``None`` if there is nobody to fetch from.
+
+    ``emit`` and ``watch`` are called in the loop's thread, ``number`` in any. ``watch`` hears how
+    questions and downloads go; that costs something, so not everybody should ask for it.
+    """
     if not (settings.substitute and settings.substituters):
         return None
     # Imported late: HTTP, TLS and decompressors, which a store without substituters never needs.
@@ -258,11 +275,16 @@ def open_substitution(
     if required is not None:
         settings = replace(settings, require_sigs=required)
     loop = asyncio.get_running_loop()
+    watcher = None
+    if watch is not None:
+        told = watch
+        watcher = Watcher(lambda event: loop.call_soon_threadsafe(told, event), number)
     substituters = open_substituters(
         settings,
         store.store.store_dir,
         # Warnings come from any thread; listeners are called in the loop's.
         warn=lambda text: loop.call_soon_threadsafe(emit, Notice(level=1, text=text)),
+        watcher=watcher,
     )
     if substituters is None:
         return None
@@ -273,4 +295,5 @@ def open_substitution(
         connections=settings.http_connections or 25,
         emit=emit,
         number=number,
+        watcher=watcher,
     )

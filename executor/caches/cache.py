@@ -19,6 +19,7 @@ from executor.caches.errors import CacheError
 from executor.caches.files import DirectoryFiles, Files, WebFiles
 from executor.caches.found import Found, Staged
 from executor.caches.stage import stage_archive
+from executor.caches.watching import Meter, MeteredSource, Watcher
 from executor.caches.web import WebClient, WebOptions
 from executor.errors import FormatError
 from executor.formats.content_address import ContentAddress
@@ -69,7 +70,9 @@ class Cache(Protocol):
 
     def log(self, drv_path: StorePath) -> bytes | None: ...
 
-    def stage(self, found: Found, directory_fd: int) -> Staged | None: ...
+    def stage(
+        self, found: Found, directory_fd: int, meter: Meter | None = None
+    ) -> Staged | None: ...
 
     def interrupt(self) -> None: ...
 
@@ -79,8 +82,15 @@ class Cache(Protocol):
 class Clients:
     """The web client of one run, made when it is needed. ``fallback`` as the setting."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str] | None, warn: Warn) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str] | None,
+        warn: Warn,
+        watcher: Watcher | None = None,
+    ) -> None:
         self.fallback = settings.fallback
+        self.watcher = watcher
         self._settings = settings
         self._environ = os.environ if environ is None else environ
         self._warn = warn
@@ -90,7 +100,7 @@ class Clients:
         """Raises ``TransferError`` for a malformed netrc file."""
         if self._client is None:
             options = WebOptions.of(self._settings)
-            self._client = WebClient(options, self._environ, self._warn)
+            self._client = WebClient(options, self._environ, self._warn, self.watcher)
         return self._client
 
     def interrupt(self) -> None:
@@ -176,7 +186,7 @@ class BinaryCache:
         known = self._known.get(wanted.digest)
         if known is None:
             name = f"{wanted.digest}.narinfo"
-            data = self._get(name, _NARINFO_LIMIT)
+            data = self._describe(wanted, name)
             if data is None:
                 return None
             known = parse_narinfo(data, self.store_dir, f"{self.shown}/{name}")
@@ -195,6 +205,16 @@ class BinaryCache:
             file_size=known.file_size or None,
         )
 
+    def _describe(self, path: StorePath, name: str) -> bytes | None:
+        watcher = self._clients.watcher
+        if watcher is None:
+            return self._get(name, _NARINFO_LIMIT)
+        number = watcher.query(path, self.shown)
+        try:
+            return self._get(name, _NARINFO_LIMIT, parent=number)
+        finally:
+            watcher.end(number)
+
     def query_realisation(self, id: DrvOutput) -> Realisation | None:
         """What the cache says that an output came to be."""
         data = self._get(f"realisations/{id}.doi", _REALISATION_LIMIT)
@@ -212,16 +232,18 @@ class BinaryCache:
         """The log of a build, if the cache has it."""
         return self._get(f"log/{drv_path.base_name}", _LOG_LIMIT)
 
-    def stage(self, found: Found, directory_fd: int) -> Staged | None:
-        """Fetch an archive and unpack it."""
+    def stage(self, found: Found, directory_fd: int, meter: Meter | None = None) -> Staged | None:
+        """Fetch an archive and unpack it; ``meter`` counts what is unpacked."""
         self._check_enabled()
         what = f"'{found.url}' of '{self.shown}'"
         try:
-            file = self._files.open(found.url)
+            file = self._files.open(found.url, parent=0 if meter is None else meter.number)
             if file is None:
                 return None
             try:
                 source = decompressed(file, found.compression, what)
+                if meter is not None:
+                    source = MeteredSource(source, meter)
                 return stage_archive(source, found.info, directory_fd)
             finally:
                 file.close()
@@ -229,10 +251,10 @@ class BinaryCache:
             self._disable()
             raise
 
-    def _get(self, name: str, limit: int) -> bytes | None:
+    def _get(self, name: str, limit: int, *, parent: int = 0) -> bytes | None:
         self._check_enabled()
         try:
-            return self._files.get(name, limit)
+            return self._files.get(name, limit, parent=parent)
         except TransferError:
             self._disable()
             raise

@@ -25,13 +25,15 @@ class Files(Protocol):
     """What a cache consists of. Names are relative, with slashes; none begins with one.
 
     ``None`` stands for a file that isn't there; ``attempts`` is how often to try, where that makes
-    sense. Raises ``CacheError``, ``TransferError`` or
-    ``OSError``.
+    sense, and ``parent`` what a watcher is told that it is for. Raises ``CacheError``,
+    ``TransferError`` or ``OSError``.
     """
 
-    def get(self, name: str, limit: int, *, attempts: int | None = None) -> bytes | None: ...
+    def get(
+        self, name: str, limit: int, *, attempts: int | None = None, parent: int = 0
+    ) -> bytes | None: ...
 
-    def open(self, name: str) -> OpenFile | None: ...
+    def open(self, name: str, *, parent: int = 0) -> OpenFile | None: ...
 
 
 class WebFiles:
@@ -41,15 +43,17 @@ class WebFiles:
         self._base = base + "/"
         self._client = client
 
-    def get(self, name: str, limit: int, *, attempts: int | None = None) -> bytes | None:
-        return self._client.get(self._base + name, limit, attempts=attempts)
+    def get(
+        self, name: str, limit: int, *, attempts: int | None = None, parent: int = 0
+    ) -> bytes | None:
+        return self._client.get(self._base + name, limit, attempts=attempts, parent=parent)
 
-    def open(self, name: str) -> Download | None:
+    def open(self, name: str, *, parent: int = 0) -> Download | None:
         """``name`` may be a whole URL, too: caches may keep archives elsewhere."""
         url = urljoin(self._base, name)
         if urlsplit(url).scheme not in ("http", "https"):
             raise CacheError(f"the cache '{self._base}' names the archive '{name}', not on the web")
-        return self._client.open(url)
+        return self._client.open(url, parent=parent)
 
 
 class DirectoryFiles:
@@ -58,8 +62,10 @@ class DirectoryFiles:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
-    def get(self, name: str, limit: int, *, attempts: int | None = None) -> bytes | None:
-        del attempts
+    def get(
+        self, name: str, limit: int, *, attempts: int | None = None, parent: int = 0
+    ) -> bytes | None:
+        del attempts, parent
         file = self.open(name)
         if file is None:
             return None
@@ -71,7 +77,8 @@ class DirectoryFiles:
             raise CacheError(f"'{self._directory}/{name}' is longer than {limit} bytes")
         return bytes(data)
 
-    def open(self, name: str) -> LocalFile | None:
+    def open(self, name: str, *, parent: int = 0) -> LocalFile | None:
+        del parent
         parts = name.split("/")
         if not all(parts) or {".", ".."} & set(parts) or "\0" in name:
             raise CacheError(f"'{name[:200]}' is no file of the cache '{self._directory}'")

@@ -11,6 +11,7 @@ from executor.caches.address import CacheAddress
 from executor.caches.cache import path_there
 from executor.caches.found import Found, Staged
 from executor.caches.stage import stage_tree
+from executor.caches.watching import Meter
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StoreDir, StorePath
 from executor.store.local import LocalStore
@@ -58,14 +59,17 @@ class StoreCache:
         """The log of a build beside that store."""
         return read_log(self._location.log_dir, drv_path)
 
-    def stage(self, found: Found, directory_fd: int) -> Staged | None:
-        """Copy an object."""
+    def stage(self, found: Found, directory_fd: int, meter: Meter | None = None) -> Staged | None:
+        """Copy an object; ``meter`` hears of its end, for copying is quick."""
         wanted = StorePath.parse(found.url)
 
         def copy(store: LocalStore) -> Staged | None:
             if not store.is_valid(wanted):
                 return None
-            return stage_tree(store.store_fd, found.url.encode(), found.info, directory_fd)
+            staged = stage_tree(store.store_fd, found.url.encode(), found.info, directory_fd)
+            if meter is not None:
+                meter.reach(found.info.nar_size)
+            return staged
 
         return self._run(copy)
 

@@ -15,6 +15,7 @@ from executor.caches.cache import BinaryCache, Cache, Clients
 from executor.caches.found import Found, Staged
 from executor.caches.internet import has_internet, is_loopback
 from executor.caches.trust import Trust
+from executor.caches.watching import Meter, Watcher
 from executor.errors import ConfigError, ExecutorError
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StoreDir, StorePath
@@ -85,14 +86,14 @@ class Substituters:
                 return log
         return None
 
-    def stage(self, found: Found, directory_fd: int) -> Staged | None:
+    def stage(self, found: Found, directory_fd: int, meter: Meter | None = None) -> Staged | None:
         """Unpack an offered path below a directory that only root can enter, and check it.
 
         Its hash, its size, and its content address if it has one, are as promised afterwards.
         ``None`` if it isn't there any more; raises ``ExecutorError`` or ``OSError`` for anything
-        that is wrong, and leaves nothing behind then.
+        that is wrong, and leaves nothing behind then. ``meter`` counts the bytes that are unpacked.
         """
-        return found.cache.stage(found, directory_fd)
+        return found.cache.stage(found, directory_fd, meter)
 
     def interrupt(self) -> None:
         """Make what other threads ask for here fail soon, and without a word, for a quick end."""
@@ -149,11 +150,13 @@ def open_substituters(
     *,
     warn: Callable[[str], object],
     environ: Mapping[str, str] | None = None,
+    watcher: Watcher | None = None,
 ) -> Substituters | None:
     """The substituters of the settings; ``None`` if there are none that could be used.
 
     ``warn`` may be called from any thread. ``environ`` is searched for proxies (default: this
-    process's). Nothing is asked of the network before the first query.
+    process's). ``watcher`` is told of questions and downloads. Nothing is asked of the network
+    before the first query.
     """
     addresses = _with_internet(_addresses(settings, warn), environ, warn)
     if not addresses:
@@ -161,7 +164,7 @@ def open_substituters(
     trust = Trust.of(
         store_dir, settings.trusted_public_keys, required=settings.require_sigs, warn=warn
     )
-    clients = Clients(settings, environ, warn)
+    clients = Clients(settings, environ, warn, watcher)
     caches = [_open(address, store_dir, clients) for address in addresses]
     return Substituters(caches, trust, warn)
 

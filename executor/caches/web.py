@@ -29,6 +29,7 @@ from urllib3.exceptions import (
 )
 
 from executor.caches.errors import CacheError
+from executor.caches.watching import Meter, Watcher
 from executor.settings import Settings
 from executor.transfers.answers import (
     MAX_REDIRECTIONS,
@@ -43,6 +44,7 @@ from executor.transfers.endpoints import (
     Passwords,
     Proxies,
     basic,
+    display,
     failure,
     parse_url,
     redirected,
@@ -90,12 +92,20 @@ class WebOptions:
 class WebClient:
     """Gets files from any server; any number of threads may use it at once.
 
-    ``environ`` has the variables that name proxies. ``warn`` is told of what is tried again.
+    ``environ`` has the variables that name proxies. ``warn`` is told of what is tried again,
+    ``watcher`` of all downloads.
     """
 
-    def __init__(self, options: WebOptions, environ: Mapping[str, str], warn: Warn) -> None:
+    def __init__(
+        self,
+        options: WebOptions,
+        environ: Mapping[str, str],
+        warn: Warn,
+        watcher: Watcher | None = None,
+    ) -> None:
         self.options = options
         self.warn = warn
+        self.watcher = watcher
         variables = {name.encode(): value.encode() for name, value in environ.items()}
         self._proxies = Proxies(variables)
         netrc_file = options.netrc_file.encode() if options.netrc_file else None
@@ -105,13 +115,15 @@ class WebClient:
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._stopped = threading.Event()
 
-    def get(self, url: str, limit: int, *, attempts: int | None = None) -> bytes | None:
+    def get(
+        self, url: str, limit: int, *, attempts: int | None = None, parent: int = 0
+    ) -> bytes | None:
         """A whole file; ``None`` if the server doesn't have it.
 
-        ``attempts`` limits how often it is tried, below what the options say. Raises
-        ``TransferError``, and ``CacheError`` for one of more than ``limit`` bytes.
+        ``attempts`` limits how often it is tried, below what the options say; ``parent`` is for the
+        watcher. Raises ``TransferError``, and ``CacheError`` for one of more than ``limit`` bytes.
         """
-        download = self.open(url, encoded=True, attempts=attempts)
+        download = self.open(url, encoded=True, attempts=attempts, parent=parent)
         if download is None:
             return None
         with download:
@@ -123,7 +135,12 @@ class WebClient:
         return bytes(data)
 
     def open(
-        self, url: str, *, encoded: bool = False, attempts: int | None = None
+        self,
+        url: str,
+        *,
+        encoded: bool = False,
+        attempts: int | None = None,
+        parent: int = 0,
     ) -> Download | None:
         """A file as a stream; ``None`` if the server doesn't have it. Raises ``TransferError``.
 
@@ -132,11 +149,12 @@ class WebClient:
         patience = self.options.patience
         if attempts is not None:
             patience = replace(patience, attempts=min(attempts, patience.attempts))
-        download = Download(self, parse_url(url), patience, encoded=encoded)
+        download = Download(self, parse_url(url), patience, encoded=encoded, parent=parent)
         try:
             download.start()
-        except TransferError as error:
-            if error.absent:
+        except BaseException as error:
+            download.close()
+            if isinstance(error, TransferError) and error.absent:
                 return None
             raise
         return download
@@ -264,7 +282,13 @@ class Download:
     """One file that is being received; a context manager."""
 
     def __init__(
-        self, client: WebClient, endpoint: Endpoint, patience: Patience, *, encoded: bool
+        self,
+        client: WebClient,
+        endpoint: Endpoint,
+        patience: Patience,
+        *,
+        encoded: bool,
+        parent: int,
     ) -> None:
         self._client = client
         self._patience = patience
@@ -272,8 +296,12 @@ class Download:
         self._encoded = encoded
         self._response: urllib3.BaseHTTPResponse | None = None
         self._received = 0
+        self._offset = 0
         self._attempt = 0
         self._resumable = False
+        self._meter: Meter | None = None
+        if client.watcher is not None:
+            self._meter = client.watcher.transfer(display(endpoint.url), parent)
 
     def start(self) -> None:
         """Send the request, several times if need be. Raises ``TransferError``."""
@@ -304,7 +332,7 @@ class Download:
                     raise
 
     def _request(self) -> None:
-        self.close()
+        self._drop()
         response = self._client.request(self._endpoint, self._received, encoded=self._encoded)
         part = response.headers.get("Content-Range", "")
         partial = self._received or response.status == 206
@@ -315,7 +343,9 @@ class Download:
         ranges = response.headers.get("Accept-Ranges", "").strip().lower() == "bytes"
         encoding = response.headers.get("Content-Encoding", "").strip().lower()
         self._resumable = encoding in ("", "identity") and (ranges or response.status == 206)
-        self._response = response
+        self._response, self._offset = response, self._received
+        if self._meter is not None:
+            self._meter.expected = self._offset + (response.length_remaining or 0)
 
     def _receive(self, size: int) -> bytes:
         if self._response is None:
@@ -324,13 +354,23 @@ class Download:
         try:
             data = self._response.read1(size, decode_content=True)
         except (HTTPError, OSError) as error:
-            self.close()
+            self._drop()
             raise transport_failure(self._endpoint.url, error) from error
         self._received += len(data)
+        if self._meter is not None and data:
+            # As they came over the wire, which is not what they are decoded to.
+            self._meter.reach(self._offset + self._response.tell())
         return data
 
     def close(self) -> None:
         """Drop the connection, unless all was read and it was given back."""
+        self._drop()
+        meter, self._meter = self._meter, None
+        if meter is not None and self._client.watcher is not None:
+            meter.finish()
+            self._client.watcher.end(meter.number)
+
+    def _drop(self) -> None:
         if self._response is not None:
             response, self._response = self._response, None
             response.close()

@@ -145,7 +145,7 @@ def _build(
 
     async def build_all() -> list[BuildResult]:
         executor = Executor(store=invocation.store, settings=invocation.settings, spawner=launched)
-        executor.subscribe(display.take)
+        executor.subscribe(display.take, watch=display.watches)
         executor.subscribe(collect)
         async with executor:
             return await executor.build_all(targets, repair=arguments.repair)

@@ -19,17 +19,22 @@ from executor.build.events import (
     BuildPhase,
     BuildStarted,
     BuildTransfer,
+    BytesDone,
     Event,
     GraphPlanned,
     Notice,
     PostBuildFinished,
     PostBuildLine,
     PostBuildStarted,
+    QueryStarted,
     SubstitutionFinished,
     SubstitutionStarted,
+    TransferStarted,
     WaitingForLock,
     WaitingForMachine,
     WaitingForUser,
+    Watched,
+    WatchEnded,
 )
 from executor.build.result import BuildResult, BuildStatus
 from executor.cli.nix_messages import PREFIX, message, render
@@ -41,7 +46,7 @@ from executor.formats.store_path import StoreDir, StorePath
 _COPY_PATH, _REALISE, _COPY_PATHS, _BUILDS, _BUILD, _SUBSTITUTE = 100, 102, 103, 104, 105, 108
 _FILE_TRANSFER = 101
 _LOG_LINE, _PHASE, _PROGRESS, _EXPECTED = 101, 104, 105, 106
-_BUILD_WAITING = 111
+_QUERY, _BUILD_WAITING = 109, 111
 # The activities of the run; those of its parts come after, two numbers for each.
 _REALISE_ID, _BUILDS_ID, _COPIES_ID, _FIRST_ID = 1, 2, 3, 4
 # Those of waiting and of downloads that builders make: far above, so that no two are the same.
@@ -56,6 +61,8 @@ class JsonDisplay:
 
     ``log_command`` is how to see a log of this store.
     """
+
+    watches = True
 
     def __init__(
         self,
@@ -75,6 +82,9 @@ class JsonDisplay:
         self._planned_builds: set[StorePath] = set()
         self._transfers: dict[tuple[int, int], int] = {}
         self._waiting: dict[StorePath, int] = {}
+        # What caches are asked and send, and paths that are being fetched, by their numbers.
+        self._watched: set[int] = set()
+        self._copying: set[int] = set()
         self._other_ids = count(_FIRST_OTHER)
         for number, kind in ((_REALISE_ID, _REALISE), (_BUILDS_ID, _BUILDS)):
             self._start(number, kind, "", [], level=0)
@@ -114,9 +124,12 @@ class JsonDisplay:
             case SubstitutionFinished(number=number, success=success):
                 self._stop(_id(number) + 1)
                 self._stop(_id(number))
+                self._copying.discard(number)
                 self._fetching -= 1
                 self._fetched += success
                 self._progress()
+            case QueryStarted() | TransferStarted() | BytesDone() | WatchEnded():
+                self._watch(event)
             case Notice(level=level, text=text):
                 self._message(level, text)
             case WaitingForLock():
@@ -128,8 +141,33 @@ class JsonDisplay:
             case BuildFinished(result=result):
                 self._finished(result)
 
+    def _watch(self, event: Watched) -> None:
+        match event:
+            case QueryStarted(number=number, path=path, source=source):
+                name = self._store_dir.render(path)
+                text = f"querying info about '{name}' on '{source}'"
+                self._start(_id(number), _QUERY, text, [name, source], level=_TALKATIVE)
+                self._watched.add(number)
+            case TransferStarted(number=number, parent=parent, url=url):
+                text, inside = f"downloading '{url}'", self._inner_id(parent) if parent else 0
+                self._start(
+                    _id(number), _FILE_TRANSFER, text, [url], level=_TALKATIVE, parent=inside
+                )
+                self._watched.add(number)
+            case BytesDone(number=number, done=done, expected=expected):
+                self._result(self._inner_id(number), _PROGRESS, [done, expected, 0, 0])
+            case WatchEnded(number=number):
+                self._watched.discard(number)
+                self._stop(_id(number))
+
+    def _inner_id(self, number: int) -> int:
+        """Of a path that is being fetched, the copying; of all else the only one there is."""
+        return _id(number) + (number in self._copying)
+
     def close(self) -> None:
         """End all activities: of what still ran when a signal came, and of the run."""
+        for watched in sorted(self._watched, reverse=True):
+            self._stop(_id(watched))
         for drv_path in list(self._waiting):
             self._waited(drv_path)
         for drv_path in list(self._running):
@@ -164,6 +202,7 @@ class JsonDisplay:
         self._start(outer, _SUBSTITUTE, "", [name, event.source])
         text = f"copying path '{name}' from '{event.source}'"
         self._start(outer + 1, _COPY_PATH, text, [name, event.source, _DESTINATION], parent=outer)
+        self._copying.add(event.number)
         self._fetching += 1
         self._progress()
 

@@ -28,6 +28,7 @@ from executor.build.events import (
     WaitingForLock,
     WaitingForMachine,
     WaitingForUser,
+    Watched,
 )
 from executor.build.result import BuildResult, BuildStatus
 from executor.cli.plan_text import plan_lines
@@ -39,7 +40,10 @@ _REDRAW = 0.1
 
 
 class Display(Protocol):
-    """Takes events until it is closed."""
+    """Takes events until it is closed; those of ``Watched`` only where it ``watches``."""
+
+    @property
+    def watches(self) -> bool: ...
 
     def take(self, event: Event) -> None: ...
 
@@ -95,6 +99,8 @@ def printable(line: bytes) -> str:
 
 class PlainDisplay:
     """A line when a build starts, its log if asked for, and the reason when it fails."""
+
+    watches = False
 
     def __init__(
         self,
@@ -171,11 +177,14 @@ class TeeDisplay:
 
     def __init__(self, *displays: Display) -> None:
         self._displays = displays
+        self.watches = any(display.watches for display in displays)
 
     def take(self, event: Event) -> None:
-        """Show it on both."""
+        """Show it on both, if both want to see it."""
+        watched = isinstance(event, Watched)
         for display in self._displays:
-            display.take(event)
+            if display.watches or not watched:
+                display.take(event)
 
     def close(self) -> None:
         """End both."""
@@ -185,6 +194,8 @@ class TeeDisplay:
 
 class BarDisplay:
     """A status line below the plain output: what is built, how long, how many are left."""
+
+    watches = False
 
     def __init__(self, plain: PlainDisplay, out: TextIO) -> None:
         self._plain = plain
