@@ -20,6 +20,7 @@ from executor.builtins.compression import CONTENT_ENCODINGS, content_decoders
 from executor.builtins.compression import ERRORS as DECODING_ERRORS
 from executor.builtins.errors import BuiltinError, warn
 from executor.builtins.options import BuiltinOptions
+from executor.builtins.report import TransferReport
 from executor.transfers.answers import (
     REDIRECTIONS,
     SUCCESSES,
@@ -65,10 +66,19 @@ class Downloader:
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
         endpoint = parse_url(url)
-        if endpoint.scheme == "file":
-            _copy_file(endpoint, fd)
-            return
-        transfer = _HttpTransfer(endpoint, fd, self._options, self._proxies, self._passwords)
+        report = TransferReport(url)
+        try:
+            if endpoint.scheme == "file":
+                _copy_file(endpoint, fd, report)
+            else:
+                self._download(endpoint, fd, report)
+        finally:
+            report.end()
+
+    def _download(self, endpoint: Endpoint, fd: int, report: TransferReport) -> None:
+        transfer = _HttpTransfer(
+            endpoint, fd, self._options, self._proxies, self._passwords, report
+        )
         for attempt in range(1, self._options.attempts + 1):
             try:
                 transfer.attempt()
@@ -78,7 +88,7 @@ class Downloader:
                 self._pause(error, attempt)
             else:
                 return
-        raise failure(url, "no attempts are allowed")
+        raise failure(endpoint.url, "no attempts are allowed")
 
     def _pause(self, error: TransferError, attempt: int) -> None:
         options = self._options
@@ -91,7 +101,7 @@ class Downloader:
         time.sleep(milliseconds / 1000)
 
 
-def _copy_file(endpoint: Endpoint, fd: int) -> None:
+def _copy_file(endpoint: Endpoint, fd: int, report: TransferReport) -> None:
     """Copy a local file. curl refuses other hosts too; only plain files make sense here."""
     if endpoint.host not in ("", "localhost", "127.0.0.1"):
         raise failure(endpoint.url, "URL using bad/illegal format or missing URL (3)")
@@ -103,10 +113,13 @@ def _copy_file(endpoint: Endpoint, fd: int) -> None:
         reason = f"Could not read a file:// file (37) Could not open file {shown}"
         raise failure(endpoint.url, reason) from error
     try:
-        if not stat.S_ISREG(os.fstat(source).st_mode):
+        status, done = os.fstat(source), 0
+        if not stat.S_ISREG(status.st_mode):
             raise failure(endpoint.url, "Could not read a file:// file (37) Not a regular file")
         while block := os.read(source, _BLOCK):
             _write(fd, block)
+            done += len(block)
+            report.reach(done, status.st_size)
     finally:
         os.close(source)
 
@@ -127,8 +140,10 @@ class _HttpTransfer:
         options: BuiltinOptions,
         proxies: Proxies,
         passwords: Passwords,
+        report: TransferReport,
     ) -> None:
         self._first = endpoint
+        self._report = report
         self._fd = fd
         self._options = options
         self._proxies = proxies
@@ -203,9 +218,13 @@ class _HttpTransfer:
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
         self._resumable = plain and (ranges or response.status == 206)
+        done = offset if response.status == 206 else 0
+        expected = done + response.length if response.length else 0
         try:
             decoders = content_decoders(encoding)
             for block in _blocks(response):
+                done += len(block)
+                self._report.reach(done, expected)
                 pieces: Iterator[bytes] = iter((block,))
                 for decoder in decoders:
                     pieces = (out for piece in pieces for out in decoder.decode(piece))

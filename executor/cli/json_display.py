@@ -228,7 +228,8 @@ class JsonDisplay:
         self._stop_build(result.drv_path)
         self._done += result.status is BuildStatus.BUILT
         if not result.success and result.status is not BuildStatus.CANCELLED:
-            self._failed += 1
+            # Who only waited for what failed has not failed itself; Nix counts it so.
+            self._failed += result.status is not BuildStatus.DEPENDENCY_FAILED
             self._message(0, result.message)
         self._progress()
 

@@ -69,7 +69,7 @@ def make_display(
         return display
     from executor.cli.json_display import JsonDisplay, open_json_log
 
-    log = JsonDisplay(open_json_log(json_log_path), store_dir, prefix="", log_command=log_command)
+    log = JsonDisplay(open_json_log(json_log_path), store_dir, prefix="")
     return TeeDisplay(display, log)
 
 
@@ -80,7 +80,7 @@ def _on_stderr(
     if log_format == "internal-json":
         from executor.cli.json_display import JsonDisplay
 
-        return JsonDisplay(out, store_dir, log_command=log_command)
+        return JsonDisplay(out, store_dir)
     is_terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     logs = print_logs or log_format in ("raw-with-logs", "bar-with-logs")
     plain = PlainDisplay(
