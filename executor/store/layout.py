@@ -175,6 +175,7 @@ def _make_reserve(path: str, size: int) -> None:
                 return
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            os.fchmod(fd, 0o600)
             if size:
                 os.posix_fallocate(fd, 0, size)
             os.ftruncate(fd, size)

@@ -24,7 +24,11 @@ _STALE = b"d"
 def open_lock_file(path: str) -> int:
     """Open or make a lock file; raises StoreError, for a symbolic link too."""
     try:
-        return os.open(path, _LOCK_FLAGS, 0o600)
+        fd = os.open(path, _LOCK_FLAGS, 0o600)
+        with suppress(PermissionError):
+            if os.fstat(fd).st_mode & 0o777 == 0:
+                os.fchmod(fd, 0o600)  # a umask has taken all of it
+        return fd
     except OSError as error:
         reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise StoreError(f"cannot open lock file '{path}': {reason}") from error
