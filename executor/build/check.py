@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from executor.build.failure import BuildFailureError
 from executor.build.install import check_fixed
 from executor.build.prepare import Preparation
+from executor.build.program import Program, output_of, status_text
 from executor.build.result import BuildStatus, FailureCause
 from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
@@ -21,6 +22,7 @@ from executor.store.local import LocalStore
 from executor.store.signing import SecretKey, sign
 
 _HOOK_TIMEOUT = 600
+_GRACE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +81,37 @@ def not_deterministic(name: str, differing: Sequence[Differing]) -> BuildFailure
     return BuildFailureError(BuildStatus.NOT_DETERMINISTIC, text, FailureCause.OUTPUT)
 
 
-def run_diff_hook(command: Sequence[str], user: BuildUser) -> tuple[str, ...]:
+async def run_diff_hook(command: Sequence[str], user: BuildUser) -> tuple[str, ...]:
     """Run the diff hook as the build user, and return what there is to tell of it.
 
     Its failure is told and nothing more: the build has failed for another reason.
     """
+    env = {b"PATH": os.environb.get(b"PATH", b"/usr/bin:/bin")}
+    reading, writing = os.pipe()
     try:
-        done = subprocess.run(
-            command,
-            cwd="/",
-            user=user.uid,
-            group=user.gid,
-            extra_groups=(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            timeout=_HOOK_TIMEOUT,
-            check=True,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        os.set_blocking(reading, False)
+        try:
+            hook = Program.start(
+                command,
+                env=env,
+                output=writing,
+                merge=False,
+                directory="/",
+                user=(user.uid, user.gid),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            return (f"diff hook execution failed: {error}",)
+        finally:
+            os.close(writing)
+        # Its user may build something else soon: nothing of it may stay.
+        status, output = await output_of(
+            hook, reading, grace=_GRACE, seconds=_HOOK_TIMEOUT, spare_rest=False
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        return (f"diff hook execution failed: {error}",)
-    text = done.stdout.decode("utf-8", "replace").rstrip("\n")
+    except TimeoutError:
+        return (f"diff hook execution failed: '{command[0]}' took over {_HOOK_TIMEOUT} seconds",)
+    finally:
+        os.close(reading)
+    if status:
+        return (f"diff hook execution failed: '{command[0]}' {status_text(status)}",)
+    text = output.decode("utf-8", "replace").rstrip("\n")
     return (text,) if text else ()

@@ -350,7 +350,7 @@ class _Job:
         )
         for output in differing if hook else ():
             command = (hook, *output.arguments, self.name, workspace.build_directory)
-            for text in await context.work(run_diff_hook, command, user):
+            for text in await run_diff_hook(command, user):
                 context.emit(Notice(level=0, text=text))
         if differing:
             raise not_deterministic(self.name, differing)

@@ -39,6 +39,10 @@ from executor.build.program import Program, read_some, rest_of_pipe, write_all
 
 # Seconds that a hook may take to read what it has answered already.
 _READING_PATIENCE = 5.0
+# Seconds without an answer after which we say that we wait, and after which it has declined. It
+# may have to reach several machines, one after the other.
+_TELL_SECONDS = 60.0
+_ANSWER_SECONDS = 1800.0
 # Above the descriptors that the hook gets by number.
 _FIRST_FREE = 10
 # How many of its last lines are told when a hook dies.
@@ -208,8 +212,20 @@ class BuildHooks:
                 self._settings.build_hook_kill_timeout / 1000,
             )
         process = self._process
+        hook = self._settings.build_hook[0]
+        telling = asyncio.get_running_loop().call_later(
+            _TELL_SECONDS,
+            self._context.emit,
+            Notice(level=0, text=f"still waiting for an answer from the build hook '{hook}'"),
+        )
         try:
-            answer = await self._answer(process, message)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                answer = await self._answer(process, message)
+        except TimeoutError:
+            text = f"build hook '{hook}' has not answered for {_ANSWER_SECONDS:g} seconds"
+            self._context.emit(Notice(level=0, text=text))
+            answer = Reply.DECLINE
+            await self._drop()
         except HookDiedError:
             words = await process.last_words()
             text = "build hook died unexpectedly" + (f": {words}" if words else "")
@@ -218,12 +234,13 @@ class BuildHooks:
             await self._drop()
         except HookReplyError as error:
             await self._drop()
-            hook = self._settings.build_hook[0]
             raise unable(f"{error} from '{hook}', which was asked to build '{drv_path}'") from error
         except BaseException:
             # Nobody knows any more what this hook would answer next.
             await self._drop()
             raise
+        finally:
+            telling.cancel()
         if isinstance(answer, Accepted):
             self._process = None
         elif answer is Reply.DECLINE_PERMANENTLY:

@@ -6,11 +6,13 @@ arguments, and prints ``extra-sandbox-paths`` followed by one ``target[=source]`
 
 from __future__ import annotations
 
-import asyncio
+import os
 
 from executor.build.failure import unable
+from executor.build.program import Program, output_of, status_text
 from executor.config import SandboxPath
 
+_GRACE = 0.5
 _COMMANDS = ("extra-sandbox-paths", "extra-chroot-dirs")
 
 
@@ -18,24 +20,21 @@ async def run_pre_build_hook(program: str, drv_path: str, root: str) -> tuple[Sa
     """Run the hook, if there is one, and parse what it says. Raises ``BuildFailureError``."""
     if not program:
         return ()
+    reading, writing = os.pipe()
     try:
-        process = await asyncio.create_subprocess_exec(
-            program,
-            drv_path,
-            root,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-        )
-    except OSError as error:
-        raise unable(f"can't run the pre-build hook '{program}': {error.strerror}") from error
-    try:
-        output, _ = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        raise unable(f"the pre-build hook '{program}' failed with status {process.returncode}")
+        os.set_blocking(reading, False)
+        try:
+            command = [program, drv_path, root]
+            hook = Program.start(command, env=os.environb, output=writing, merge=False)
+        except OSError as error:
+            raise unable(f"can't run the pre-build hook '{program}': {error.strerror}") from error
+        finally:
+            os.close(writing)
+        status, output = await output_of(hook, reading, grace=_GRACE)
+    finally:
+        os.close(reading)
+    if status != 0:
+        raise unable(f"the pre-build hook '{program}' {status_text(status)}")
     return parse_hook_output(output.decode("utf-8", "surrogateescape"))
 
 

@@ -420,6 +420,26 @@ def test_a_flood_instead_of_an_answer(workshop: Workshop, hook: Hook) -> None:
     assert max(map(len, run.notices)) <= 1 << 20
 
 
+def test_a_hook_that_never_answers(
+    workshop: Workshop, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We say that we wait, and in the end build here, and nothing of it stays."""
+    monkeypatch.setattr("executor.build.hook._TELL_SECONDS", 0.5)
+    monkeypatch.setattr("executor.build.hook._ANSWER_SECONDS", 2.0)
+    hook.install(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if os.fork() == 0:\n    os.setsid()\n    time.sleep(100)\n"
+        "settings(); request(); time.sleep(100)"
+    )
+    run = workshop.build(workshop.make("one"))
+    assert run.result.success
+    assert run.notices == [
+        f"still waiting for an answer from the build hook '{hook.path}'",
+        f"build hook '{hook.path}' has not answered for 2 seconds",
+    ]
+    assert without_leftovers(workshop)
+
+
 def test_a_hook_that_neither_reads_nor_ends(workshop: Workshop, hook: Hook) -> None:
     """It has accepted, doesn't read the inputs, closes what it could speak with, and ignores us."""
     hook.install(

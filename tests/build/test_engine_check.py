@@ -10,7 +10,16 @@ import pytest
 
 from executor.build.plan import Target
 from executor.build.result import BuildStatus
-from tests.build.conftest import Drv, Run, Workshop, fixed
+from tests.build.conftest import (
+    FOREVER,
+    SLEEPING,
+    Drv,
+    Run,
+    Workshop,
+    fixed,
+    processes_with,
+    wait_until,
+)
 from tests.build.conftest import workshop as workshop
 
 pytestmark = pytest.mark.root
@@ -83,6 +92,24 @@ def test_the_new_tree_is_kept_with_keep_failed(workshop: Workshop) -> None:
         assert (kept / "file").read_bytes() != (workshop.real(drv.out) / "file").read_bytes()
         assert kept.stat().st_uid == 0
     subprocess.run(["chmod", "-R", "u+w", kept], check=True)
+
+
+def test_the_diff_hook_leaves_nothing_behind(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its user may build something else soon."""
+    monkeypatch.setattr("executor.build.program._AFTERWARDS_SECONDS", 0.3)
+    drv = workshop.make("changing", f"{CHANGING} $out")
+    workshop.build(drv)
+    hook = workshop.directory / "hook"
+    hook.write_text(f"#!/bin/sh\n{FOREVER} &\necho said\n")
+    hook.chmod(0o755)
+    for directory in (workshop.directory, *workshop.directory.parents):
+        if directory != directory.parent and not os.stat(directory).st_mode & 1:
+            directory.chmod(0o755)
+    run = check(workshop, drv, diff_hook=str(hook), run_diff_hook=True)
+    assert run.notices == ["said"]
+    wait_until(lambda: processes_with(SLEEPING) == [], "the end of what it left")
 
 
 @pytest.mark.parametrize("fails", [False, True])

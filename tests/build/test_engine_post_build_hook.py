@@ -175,7 +175,12 @@ def test_what_it_leaves_behind_may_go_on(workshop: Workshop) -> None:
 
 
 def test_it_dies_with_the_run(workshop: Workshop) -> None:
-    install(workshop, f"trap '' TERM; echo begun; {FOREVER} & {FOREVER}; {FOREVER}")
+    """With what it has put into a session of its own."""
+    install(
+        workshop,
+        f"trap '' TERM; setsid {FOREVER} & setsid sh -c 'setsid {FOREVER}; :' & sleep 0.3;"
+        f" echo begun; {FOREVER} & {FOREVER}; {FOREVER}",
+    )
     drv = workshop.make("one")
 
     async def go(executor: Executor) -> None:
