@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from executor.build.events import BuildTransfer
 from executor.build.result import BuildStatus, exit_status
 from executor.derivation import FixedOutput
 from executor.formats.content_address import IngestionMethod
@@ -84,6 +85,27 @@ def test_a_file_of_a_server(workshop: Workshop, server: Server) -> None:
     assert workshop.real(drv.out).read_bytes() == CONTENT
     assert workshop.info(drv.out).content_address is not None
     assert workshop.leftovers() == []
+
+
+@pytest.mark.parametrize("length", [len(CONTENT), 3 << 20])
+def test_a_download_is_told_of_as_it_goes(workshop: Workshop, server: Server, length: int) -> None:
+    url = server.offer("/x", Answer(body=CONTENT[:1] * length))
+    run = workshop.build(fetch(workshop, url, fixed(CONTENT[:1] * length)))
+    assert run.result.success, run.text
+    first, *results, last = [event for event in run.events if isinstance(event, BuildTransfer)]
+    assert (first.action, last.action) == ("start", "stop")
+    assert (first.text, first.level, first.fields) == (f"downloading '{url}'", 4, (url,))
+    assert {(event.action, event.kind) for event in results} == {("result", 105)}
+    assert results[-1].fields == (length, length, 0, 0)
+    # They are no lines of the log for people, and few.
+    assert run.log == []
+    assert len(results) < 20
+
+
+def test_a_download_that_fails_has_ended(workshop: Workshop, server: Server) -> None:
+    run = workshop.build(fetch(workshop, server.offer("/x", Answer(404))))
+    told = [event.action for event in run.events if isinstance(event, BuildTransfer)]
+    assert told == ["start", "stop"]
 
 
 def test_another_content_than_promised_is_kept_under_its_true_path(

@@ -23,14 +23,18 @@ from executor.build.events import (
     BuildPhase,
     BuildStarted,
     BuildTransfer,
+    BytesDone,
     Event,
     GraphPlanned,
     Notice,
+    QueryStarted,
     SubstitutionFinished,
     SubstitutionStarted,
+    TransferStarted,
     WaitingForLock,
     WaitingForMachine,
     WaitingForUser,
+    WatchEnded,
 )
 from executor.build.result import BuildResult, BuildStatus
 from executor.cli.json_display import JsonDisplay
@@ -38,6 +42,7 @@ from executor.cli.progress import (
     BarDisplay,
     Display,
     PlainDisplay,
+    TeeDisplay,
     make_display,
     printable,
 )
@@ -239,6 +244,52 @@ def test_json_tells_of_a_fetch_as_nix_does() -> None:
         result(2, 105, 0, 0, 0, 0),
         result(3, 105, 1, 1, 0, 0),
     ]
+
+
+def test_json_tells_of_what_caches_are_asked_and_send() -> None:
+    name, source, url = STORE.render(OUT), "https://cache.example", "https://cache.example/x"
+    told = as_json(
+        QueryStarted(number=1, path=OUT, source=source),
+        TransferStarted(number=2, parent=1, url=url),
+        BytesDone(number=2, done=3, expected=4),
+        WatchEnded(number=2),
+        WatchEnded(number=1),
+        SubstitutionStarted(number=3, path=OUT, source=source),
+        TransferStarted(number=4, parent=3, url=url),
+        BytesDone(number=3, done=5, expected=6),
+    )
+    starts = [each for each in told[3:] if each["action"] == "start"]
+    kinds = [(each["type"], each["id"], each["parent"], each["level"]) for each in starts]
+    # What is downloaded for a path is inside of its copying, which is where its bytes are, too.
+    assert kinds == [
+        (109, 6, 0, 4),
+        (101, 8, 6, 4),
+        (108, 10, 0, 3),
+        (100, 11, 10, 3),
+        (101, 12, 11, 4),
+    ]
+    assert starts[0]["text"] == f"querying info about '{name}' on '{source}'"
+    assert starts[0]["fields"] == [name, source]
+    assert starts[1]["text"] == f"downloading '{url}'"
+    assert starts[1]["fields"] == [url]
+    assert result(8, 105, 3, 4, 0, 0) in told
+    assert result(11, 105, 5, 6, 0, 0) in told
+    assert told.index({"action": "stop", "id": 8}) < told.index({"action": "stop", "id": 6})
+    # Broken off: nothing is left open.
+    assert told[-4:] == [{"action": "stop", "id": 12}, *END]
+
+
+def test_displays_for_people_hear_nothing_of_bytes() -> None:
+    heard = BytesDone(number=1, done=3, expected=4)
+    people, out = io.StringIO(), io.StringIO()
+    display = PlainDisplay(people, STORE, verbosity=7, print_logs=True)
+    both = TeeDisplay(display, JsonDisplay(out, STORE))
+    assert both.watches
+    assert not display.watches
+    assert not bar().watches
+    feed(both, [heard])
+    assert people.getvalue() == ""
+    assert '"fields": [3, 4, 0, 0]' in out.getvalue()
 
 
 def test_json_tells_of_a_download_that_a_builder_makes() -> None:
