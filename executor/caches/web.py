@@ -238,17 +238,17 @@ class WebClient:
 
     def _watched(self, manager: urllib3.PoolManager) -> urllib3.PoolManager:
         """Remember the sockets of a manager's connections, for ``interrupt``."""
-        sockets = self._sockets
+        remember = self._remember
 
         class Plain(urllib3.connection.HTTPConnection):
             def connect(self) -> None:
                 super().connect()
-                sockets.add(self.sock)
+                remember(self.sock)
 
         class Secure(urllib3.connection.HTTPSConnection):
             def connect(self) -> None:
                 super().connect()
-                sockets.add(self.sock)
+                remember(self.sock)
 
         class PlainPool(urllib3.HTTPConnectionPool):
             ConnectionCls = Plain
@@ -259,14 +259,25 @@ class WebClient:
         manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
         return manager
 
+    def _remember(self, connected: socket.socket) -> None:
+        with self._lock:
+            self._sockets.add(connected)
+            # An interrupt that came while it was being connected did not find it.
+            late = self._stopped.is_set()
+        if late:
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
     def sleep(self, seconds: float) -> bool:
         """Wait; tells whether to go on."""
         return not self._stopped.wait(seconds)
 
     def interrupt(self) -> None:
         """End all transfers from another thread: they raise ``TransferError``, as new ones do."""
-        self._stopped.set()
-        for connected in list(self._sockets):
+        with self._lock:
+            self._stopped.set()
+            sockets = list(self._sockets)
+        for connected in sockets:
             with suppress(OSError):
                 connected.shutdown(socket.SHUT_RDWR)
 

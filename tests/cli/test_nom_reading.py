@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +201,33 @@ def test_what_another_builds_is_waited_for(tmp_path: Path) -> None:
         assert run.wait(30) == 0
     assert (reader.picture.waiting, reader.picture.waited) == ({}, [text])
     assert reader.picture.names("done") == {"made"}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("asked", ["/nix-cache-info", "narinfo", "nar/"])
+def test_the_end_by_the_user_while_a_server_is_silent(
+    tmp_path: Path, cache: Path, server: Server, asked: str
+) -> None:
+    """Whatever is under way then, each activity has its end."""
+    server.directory, silence = cache, threading.Event()
+    names = [f"/{file.relative_to(cache)}" for file in cache.rglob("*")]
+    for name in names:
+        if asked in name and (cache / name[1:]).is_file():
+            server.offer(name, Answer(body=(cache / name[1:]).read_bytes(), wait=silence))
+    made, reader = graph(tmp_path / "here"), Reader()
+    options = ("--substituters", server.url(""), "--no-require-sigs", *FORMAT)
+    with made.here.start_cli("build", made.top.text, *options) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            reader.take(line)
+            if line.startswith("@nix") and asked in line and "downloading" in line:
+                run.send_signal(signal.SIGINT)
+                begun = time.monotonic()
+        assert run.wait(30) == 130
+        assert time.monotonic() - begun < 15, "it waited for the server"
+        silence.set()
+    assert reader.picture.open == {}
+    assert any("interrupted by the user" in error for error in reader.picture.errors)
 
 
 # The reader itself: what it takes for an error is one.
