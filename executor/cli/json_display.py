@@ -57,10 +57,7 @@ _DESTINATION = "local"
 
 
 class JsonDisplay:
-    """Writes the lines to ``out``, each behind ``prefix``.
-
-    ``log_command`` is how to see a log of this store.
-    """
+    """Writes the lines to ``out``, each behind ``prefix``."""
 
     watches = True
 
@@ -70,10 +67,8 @@ class JsonDisplay:
         store_dir: StoreDir,
         *,
         prefix: str = PREFIX,
-        log_command: str = "executor log",
     ) -> None:
         self._out = out
-        self._log_command = log_command
         self._prefix = prefix
         self._store_dir = store_dir
         self._done = self._failed = self._expected = 0
