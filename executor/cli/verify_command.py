@@ -17,7 +17,11 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own options."""
-    parser.add_argument("--check-contents", action="store_true", help="hash every path")
+    parser.add_argument(
+        "--check-contents",
+        action="store_true",
+        help="hash every path, and the files that are linked",
+    )
     parser.add_argument(
         "--repair", action="store_true", help="fetch or build again what is missing or damaged"
     )
@@ -29,6 +33,7 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     with open_store(invocation) as store:
         problems = store.verify(
             check_contents=arguments.check_contents,
+            repair_links=arguments.repair,
             report=lambda text: invocation.say(0, text),
             on_bad=bad.append,
         )

@@ -410,10 +410,11 @@ class LocalStore:
         self,
         *,
         check_contents: bool = False,
+        repair_links: bool = False,
         report: Callable[[str], object] = _ignore,
         on_bad: Callable[[StorePath], object] = _ignore,
     ) -> list[str]:
-        """Compare database and files; returns the problems. `on_bad` gets paths to repair."""
+        """Returns the problems, see Verifier. `on_bad` gets paths to repair."""
         self._require_writable()
         from executor.store.verify import Verifier
 
@@ -425,8 +426,9 @@ class LocalStore:
             ignored_acls=self.settings.ignored_acls,
             report=report,
             on_bad=on_bad,
+            real_store_dir=self.location.real_store_dir,
         )
-        return verifier.run(check_contents=check_contents)
+        return verifier.run(check_contents=check_contents, repair_links=repair_links)
 
     # Collecting garbage and saving space.
 

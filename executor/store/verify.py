@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from executor.errors import ExecutorError, FormatError, InvalidPathError
+from executor.formats import base32
 from executor.formats.store_path import StorePath
 from executor.store.canonicalise import STORE_MTIME, describe_tree, list_attributes
 from executor.store.database import Database
 from executor.store.describe import TreeReader
-from executor.store.descriptors import path_below
+from executor.store.descriptors import DIRECTORY_FLAGS, display, path_below
 from executor.store.errors import UnacceptableTreeError
 from executor.store.locks import open_lock_file, wait_lock
 from executor.store.queries import Queries
@@ -27,13 +28,15 @@ class Verifier:
     ignored_acls: frozenset[str]
     report: Callable[[str], object]
     on_bad: Callable[[StorePath], object]
+    real_store_dir: str
     problems: list[str] = field(default_factory=list)
 
-    def run(self, *, check_contents: bool) -> list[str]:
+    def run(self, *, check_contents: bool, repair_links: bool) -> list[str]:
         """Check existence, and with `check_contents` hashes and metadata too.
 
         Valid paths that disappeared are made invalid where nothing refers to them, as in Nix;
-        that is reported, but is no problem. Returns the problems.
+        that is reported, but is no problem. Nor are bad files in `.links`, which are removed with
+        `repair_links`: no path needs them. Returns the problems.
         """
         self.report("reading the store...")
         lock = open_lock_file(f"{self.state_dir}/gc.lock")
@@ -43,12 +46,18 @@ class Verifier:
             self.report("checking path existence...")
             valid = self._check_existence()
             if check_contents:
+                self.report("checking link hashes...")
+                self._check_links(repair=repair_links)
                 self.report("checking store hashes...")
                 for path in sorted(valid):
                     self._check_contents(path)
         finally:
             os.close(lock)
         return self.problems
+
+    @property
+    def _links(self) -> str:
+        return f"{self.real_store_dir}/.links"
 
     def _problem(self, text: str) -> None:
         self.problems.append(text)
@@ -82,6 +91,49 @@ class Verifier:
                 except FormatError:
                     continue
         return present
+
+    def _check_links(self, *, repair: bool) -> None:
+        """Compare what is in `.links` with its names: what gets linked next would be as bad."""
+        try:
+            links_fd = os.open(".links", DIRECTORY_FLAGS, dir_fd=self.store_fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._problem(f"'{self._links}' cannot be read: {error.strerror}")
+            return
+        try:
+            with os.scandir(links_fd) as entries:
+                for entry in entries:
+                    self._check_link(links_fd, os.fsencode(entry.name), repair=repair)
+        except OSError as error:
+            self._problem(f"'{self._links}' cannot be read: {error.strerror}")
+        finally:
+            os.close(links_fd)
+
+    def _check_link(self, links_fd: int, name: bytes, *, repair: bool) -> None:
+        shown = f'"{self._links}/{display(name)}"'
+        try:
+            found = base32.encode(describe_tree(links_fd, name).nar_hash.digest)
+        except FileNotFoundError:
+            return  # an optimiser has put it away
+        except (ExecutorError, OSError) as error:
+            self._problem(f"link {shown} cannot be read: {error}")
+            return
+        if found.encode() == name:
+            return
+        text = f"link {shown} was modified! expected hash {display(name)}, got '{found}'"
+        if not repair:
+            self._problem(text)
+            return
+        self.report(text)
+        try:
+            os.unlink(name, dir_fd=links_fd)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._problem(f"link {shown} cannot be removed: {error.strerror}")
+            return
+        self.report(f"removed link {shown}")
 
     def _check_contents(self, path: StorePath) -> None:
         name = path.base_name.encode()

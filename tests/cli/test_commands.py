@@ -252,6 +252,19 @@ def test_verify_tells_by_its_exit_code(cli: Cli, two: tuple[str, str]) -> None:
     assert below in done.stderr
 
 
+def test_verify_repairs_links(cli: Cli, two: tuple[str, str]) -> None:
+    link = cli.real(two[0]).parent / ".links" / ("0" * 52)
+    link.write_text("other")
+    assert cli.run("verify").returncode == 0
+    done = cli.run("verify", "--check-contents")
+    assert done.returncode == 1
+    assert f'link "{link}" was modified! expected hash {link.name}, got ' in done.stderr
+    done = cli.run("verify", "--check-contents", "--repair")
+    assert done.returncode == 0
+    assert f'removed link "{link}"' in done.stderr
+    assert not link.exists()
+
+
 def test_log_prints_the_bytes_as_they_were(cli: Cli, two: tuple[str, str]) -> None:
     below, top = two
     for path, data in ((below, bz2.compress("é\n\x1b[1mbold".encode())), (top, b"plain\n")):
