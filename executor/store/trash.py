@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from executor.errors import StoreError
 from executor.store.delete import TreeDeleter
 from executor.store.descriptors import display
+from executor.store.holders import held_only_by_strangers
 
 _PREFIX = b".executor-trash-"
 # Names of links that an optimiser, ours or Nix's, renames right after it has made them.
@@ -28,6 +29,7 @@ class Trash:
     def __init__(self, store_fd: int) -> None:
         self._store_fd = store_fd
         self._bytes_freed = 0
+        self._ours = frozenset({0, os.geteuid(), os.fstat(store_fd).st_uid})
 
     def take_bytes_freed(self) -> int:
         """Bytes that were freed since the last call."""
@@ -49,7 +51,8 @@ class Trash:
     def guard(self, name: bytes) -> AbstractContextManager[None] | None:
         """The lock that whoever works with a directory or a lock file would hold.
 
-        None if somebody does, or if it is too young to tell. What has no such lock is free.
+        None if somebody does, or if it is too young to tell. What has no such lock is free, and so
+        is what only strangers have locked: neither root, nor we, nor whose store it is.
         """
         status = self._status(name)
         if status is None:
@@ -75,8 +78,10 @@ class Trash:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(fd)
-            return None
+            try:
+                return _nothing() if held_only_by_strangers(fd, self._ours) else None
+            finally:
+                os.close(fd)
         return _holding(fd, is_lock=is_lock)
 
     def take(self, name: bytes) -> bytes | None:

@@ -5,10 +5,11 @@ import random
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,64 @@ def test_locked_files_and_directories_stay(garden: Garden) -> None:
         garden.collect()
         assert garden.names == {"tmp-1-1", f"{ZERO}-x.lock"}
     os.close(held)
+    garden.collect()
+    assert garden.names == set()
+
+
+@contextmanager
+def _locked_by(user: int, path: Path, *, orphaned: bool = False) -> Iterator[None]:
+    """A process of a user that has locked what it may only read."""
+    fd = os.open(path, os.O_RDONLY)
+    script = (
+        "import fcntl, os, sys\n"
+        f"os.setuid({user})\n"
+        f"fd = os.open('/proc/self/fd/{fd}', os.O_RDONLY)\n"
+        f"os.close({fd})\n"
+        "fcntl.flock(fd, fcntl.LOCK_SH)\n"
+        f"if {orphaned} and os.fork(): os._exit(0)\n"
+        "print('ready', flush=True)\ninput()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[fd],
+        cwd="/",
+        text=True,
+    )
+    os.close(fd)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+    finally:
+        process.communicate("\n", timeout=20)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_a_lock_of_a_user_keeps_nothing(garden: Garden, orphaned: bool) -> None:
+    """Everybody may read a directory in the store, and so lock it."""
+    directory = garden.directory / f"{ZERO}-x"
+    directory.mkdir(mode=0o755)
+    with _locked_by(61234, directory, orphaned=orphaned):
+        garden.collect()
+        assert garden.names == set()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_lock_of_root_keeps_it(garden: Garden, mode: int) -> None:
+    """Also where a user has locked it, too; Nix locks its directories of either mode."""
+    directory = garden.directory / "tmp-1-1"
+    directory.mkdir(mode=mode)
+    with _locked_by(0, directory):
+        garden.collect()
+        assert garden.names == {"tmp-1-1"}
+        if mode == 0o755:
+            with _locked_by(61234, directory):
+                garden.collect()
+                assert garden.names == {"tmp-1-1"}
     garden.collect()
     assert garden.names == set()
 
