@@ -83,6 +83,7 @@ class Settings:
     always_allow_substitutes: bool = False
     max_substitution_jobs: int = 16
     http_connections: int = 25
+    narinfo_cache_negative_ttl: int = 3600
     nar_buffer_size: int = 32 << 20
     post_build_hook: str = ""
     build_hook: tuple[str, ...] = ("nix", "__build-remote")
@@ -151,7 +152,7 @@ NIX_ONLY = frozenset(
     gc-reserved-space-old http2 http3 ignore-try impersonate-linux-26
     keep-env-derivations lazy-locks lazy-trees lint-absolute-path-literals
     lint-short-path-literals lint-url-literals log-format max-call-depth narinfo-cache-meta-ttl
-    narinfo-cache-negative-ttl narinfo-cache-positive-ttl nix-path
+    narinfo-cache-positive-ttl nix-path
     nix-shell-always-looks-for-shell-nix nix-src-hash optimise-store plugin-files print-missing
     pure-eval reject-flake-config restrict-eval show-trace ssl-cert-old store sync-before-old
     tarball-ttl trace-function-calls trace-import-from-derivation trace-verbose

@@ -80,7 +80,10 @@ class Cache(Protocol):
 
 
 class Clients:
-    """The web client of one run, made when it is needed. ``fallback`` as the setting."""
+    """The web client of one run, made when it is needed.
+
+    ``fallback`` and ``negative_ttl`` (seconds) are settings.
+    """
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class Clients:
         watcher: Watcher | None = None,
     ) -> None:
         self.fallback = settings.fallback
+        self.negative_ttl = settings.narinfo_cache_negative_ttl
         self.watcher = watcher
         self._settings = settings
         self._environ = os.environ if environ is None else environ
@@ -146,6 +150,8 @@ class BinaryCache:
         self._address = address
         self._clients = clients
         self._known: dict[str, NarInfo] = {}
+        # What wasn't there, by hash part, and until when that is believed.
+        self._absent: dict[str, float] = {}
         self._lock = threading.Lock()
         self._disabled_until = 0.0
         self._opened: Files | None = None
@@ -185,9 +191,12 @@ class BinaryCache:
         wanted = path_there(path, content_address, self.store_dir)
         known = self._known.get(wanted.digest)
         if known is None:
+            if time.monotonic() < self._absent.get(wanted.digest, 0):
+                return None
             name = f"{wanted.digest}.narinfo"
             data = self._describe(wanted, name)
             if data is None:
+                self._remember_absence(wanted.digest)
                 return None
             known = parse_narinfo(data, self.store_dir, f"{self.shown}/{name}")
             if known.path != wanted:
@@ -204,6 +213,11 @@ class BinaryCache:
             compression=known.compression,
             file_size=known.file_size or None,
         )
+
+    def _remember_absence(self, digest: str) -> None:
+        """A plan and then a goal ask for the same; over the web that costs time."""
+        if self._address.kind != "file":
+            self._absent[digest] = time.monotonic() + self._clients.negative_ttl
 
     def _describe(self, path: StorePath, name: str) -> bytes | None:
         watcher = self._clients.watcher

@@ -32,6 +32,8 @@ from executor.formats.store_path import (
 from executor.settings import Settings
 from executor.store.errors import HashMismatchError
 from tests.formats.test_nar import archive, regular
+from tests.web import Server
+from tests.web import server as server
 
 STORE = StoreDir("/nix/store")
 PATH = StorePath("0" * 32, "object")
@@ -292,3 +294,19 @@ def test_a_path_is_found_under_the_name_that_it_has_elsewhere(
         staged = cache.stage(found, descriptor)
         assert staged is not None
         assert (tmp_path / "scratch" / os.fsdecode(staged.name)).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("seconds", "requests"), [(3600, 1), (0, 2)])
+def test_a_server_is_not_asked_twice_for_what_it_lacks(
+    server: Server, seconds: int, requests: int
+) -> None:
+    """Plans and goals ask for the same; ``narinfo-cache-negative-ttl`` says how long that holds."""
+    settings = Settings(narinfo_cache_negative_ttl=seconds)
+    clients = Clients(settings, {}, print)
+    cache = BinaryCache(parse_cache_address(server.url("/")), STORE, clients)
+    try:
+        assert cache.query(PATH, None) is None
+        assert cache.query(PATH, None) is None
+    finally:
+        clients.close()
+    assert len(server.requests) == requests
