@@ -96,11 +96,11 @@ def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
         from executor.build.events import Event, Notice
         from executor.build.graph import planned
         from executor.cli.plan_text import plan_lines
-        from executor.cli.progress import error_text
+        from executor.cli.progress import notice_text
 
     def take(event: Event) -> None:
         if isinstance(event, Notice):
-            invocation.say(event.level, event.text)
+            invocation.say(event.level, notice_text(event.level, event.text))
 
     plan = run_until_signal(
         plan_only(
@@ -109,7 +109,7 @@ def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
     )
     failures = [node.failure for node in plan.nodes.values() if node.failure is not None]
     for failure in failures:
-        invocation.say(0, error_text(failure.message))
+        invocation.say(0, f"error: {failure.message}")
     for line in plan_lines(planned(plan), invocation.location.store_dir.render):
         invocation.say(0, line)
     return 1 if failures else 0

@@ -15,6 +15,7 @@ from executor.build.substitution import Fetched, open_substitution
 from executor.caches.address import CacheAddress, parse_cache_address
 from executor.cli.interrupts import run_until_signal
 from executor.cli.options import Invocation
+from executor.cli.progress import notice_text
 from executor.cli.stores import open_store
 from executor.cli.targets import store_path
 from executor.errors import StoreError, UsageError
@@ -108,9 +109,7 @@ async def _fetch_all(invocation: Invocation, arguments: argparse.Namespace, sour
 
     def tell(event: Event) -> None:
         if isinstance(event, Notice):
-            invocation.say(
-                event.level, f"{'error' if not event.level else 'warning'}: {event.text}"
-            )
+            invocation.say(event.level, notice_text(event.level, event.text))
         elif isinstance(event, SubstitutionStarted):
             invocation.say(3, f"copying path '{render(event.path)}' from '{event.source}'...")
 

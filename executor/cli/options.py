@@ -46,7 +46,9 @@ class Invocation:
 
             text = said(level, text)
         else:
-            text = visible(text)
+            # Further lines of an error stand below its text, as in Nix.
+            indent = " " * len("error: ") if text.startswith("error: ") else ""
+            text = visible(text).replace("\n", f"\n{indent}")
         print(text, file=sys.stderr, flush=True)
 
 

@@ -144,7 +144,7 @@ class PlainDisplay:
             case WaitingForUser(drv_path=path):
                 self._say(1, user_text(self._store_dir.render(path)))
             case Notice(level=level, text=text):
-                self._say(level, f"{_PREFIXES.get(level, '')}{printable(text.encode())}")
+                self._say(level, printable(notice_text(level, text).encode()))
             case BuildFinished(result=result):
                 self._finished(result)
             case _:
@@ -276,6 +276,11 @@ def building_text(event: BuildStarted, store_dir: StoreDir) -> str:
 def error_text(message: str) -> str:
     """An error as Nix shows it: its further lines begin below the first one's text."""
     return "error: " + printable(message.encode("utf-8", "replace")).replace("\n", "\n       ")
+
+
+def notice_text(level: int, text: str) -> str:
+    """What people are told of a notice: how bad it is, and what."""
+    return _PREFIXES.get(level, "") + text
 
 
 def machine_text(name: str) -> str:
