@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from executor.errors import FormatError, StoreError
 from executor.formats.store_path import StoreDir, StorePath
-from executor.store.foreign import LOOK_SECONDS, NoAnswerError, Patience
+from executor.store.foreign import LOOK_SECONDS, SLOW_SECONDS, NoAnswerError, Patience
 from executor.store.link_roots import Report, Roots, find_permanent_roots
 from executor.store.location import StoreLocation
 from executor.store.locks import try_lock
@@ -25,6 +25,8 @@ _GONE = frozenset(
 _KERNEL_PROGRAMS = ("modprobe", "fbsplash", "poweroff_cmd")
 _NAME = rb"/[0-9a-z]+[0-9a-zA-Z+\-._?=]*"
 _STALE = b"d"
+# Seconds for the memory of a process whose user has another one that can't be read.
+_IMPATIENCE = 0.2
 
 
 def find_temporary_roots(location: StoreLocation, report: Report) -> Roots:
@@ -84,7 +86,7 @@ class _ProcessScanner:
     def __init__(self, location: StoreLocation, report: Report, patience: Patience) -> None:
         self._report = report
         self._patience = patience
-        self._silent: set[int] = set()
+        self._spent: dict[int, float] = {}
         self._store_dir = location.store_dir
         directories = {location.store_dir.path, location.real_store_dir}
         self._prefixes = {directory: len(directory) + 1 for directory in directories}
@@ -117,21 +119,26 @@ class _ProcessScanner:
     def _memory(self, directory: str, name: str) -> None:
         """Read what the kernel takes from a process's memory, or under the lock of that.
 
-        It may be a page of a file that a program of the user's own serves, and never comes.
+        Linux takes only anonymous pages here, but the lock may be held by a call that waits for a
+        file system of the user's own.
         """
         path = f"{directory}/{name}"
-        if self._silent and _user(directory) in self._silent:
+        user = _user(directory) if self._spent else None
+        spent = 0.0 if user is None else self._spent.get(user, 0.0)
+        if spent >= SLOW_SECONDS:
             return
+        # Those that can be read are read at once, also beside one of the same user that can't.
+        seconds = _IMPATIENCE if spent else LOOK_SECONDS
         try:
-            self._patience.call(lambda: self._text(path), LOOK_SECONDS)
+            self._patience.call(lambda: self._text(path), seconds)
         except NoAnswerError:
-            user = _user(directory)
-            if user is None:
+            if (user := _user(directory)) is None:
                 return  # it has ended now
             if user in {0, os.geteuid()}:
                 raise StoreError(f"cannot look for roots in '{path}': no answer") from None
-            self._silent.add(user)
-            self._report(f"warning: cannot read '{path}'; processes of user {user} keep nothing")
+            if not spent:
+                self._report(f"warning: cannot read '{path}' of a process of user {user}")
+            self._spent[user] = spent + seconds
 
     def _text(self, path: str) -> None:
         try:
