@@ -99,7 +99,7 @@ def open_directory_same_mount(parent_fd: int, name: bytes) -> int:
 def _open_comparing_mounts(parent_fd: int, name: bytes) -> int:
     fd = open_directory(parent_fd, name)
     try:
-        if _mount_id(fd) != _mount_id(parent_fd):
+        if mount_id(fd) != mount_id(parent_fd):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
     except BaseException:
         os.close(fd)
@@ -107,7 +107,8 @@ def _open_comparing_mounts(parent_fd: int, name: bytes) -> int:
     return fd
 
 
-def _mount_id(fd: int) -> bytes:
+def mount_id(fd: int) -> bytes:
+    """The number of the mount behind a descriptor; its file system isn't asked."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
         for line in info:
             if line.startswith(b"mnt_id:"):

@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeVar
 
-from executor.store.descriptors import DIRECTORY_FLAGS
+from executor.store.descriptors import DIRECTORY_FLAGS, mount_id
 
 T = TypeVar("T")
 
@@ -117,15 +117,6 @@ class Mounts:
         if number not in self._users:
             self._users = _mounting_users()
         return self._users.get(number)
-
-
-def mount_id(fd: int) -> bytes:
-    """The number of the mount behind a descriptor."""
-    with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
-        for line in info:
-            if line.startswith(b"mnt_id:"):
-                return line.split()[1]
-    raise OSError(errno.EIO, "no mount id in /proc/self/fdinfo")
 
 
 def _mounting_users() -> dict[bytes, int | None]:
