@@ -53,7 +53,7 @@ class WebFiles:
         url = urljoin(self._base, name)
         if urlsplit(url).scheme not in ("http", "https"):
             raise CacheError(f"the cache '{self._base}' names the archive '{name}', not on the web")
-        return self._client.open(url, parent=parent)
+        return self._client.open(url, parent=parent, origin=self._base)
 
 
 class DirectoryFiles:

@@ -141,15 +141,19 @@ class WebClient:
         encoded: bool = False,
         attempts: int | None = None,
         parent: int = 0,
+        origin: str | None = None,
     ) -> Download | None:
         """A file as a stream; ``None`` if the server doesn't have it. Raises ``TransferError``.
 
         With ``encoded`` the server may compress it on the way; then a break means a new start.
+        ``origin`` is the URL of who told us this one; it has a say in which passwords are sent.
         """
         patience = self.options.patience
         if attempts is not None:
             patience = replace(patience, attempts=min(attempts, patience.attempts))
-        download = Download(self, parse_url(url), patience, encoded=encoded, parent=parent)
+        endpoint = parse_url(url)
+        first = endpoint if origin is None else parse_url(origin)
+        download = Download(self, endpoint, first, patience, encoded=encoded, parent=parent)
         try:
             download.start()
         except BaseException as error:
@@ -159,13 +163,18 @@ class WebClient:
             raise
         return download
 
-    def request(self, first: Endpoint, offset: int, *, encoded: bool) -> urllib3.BaseHTTPResponse:
+    def request(
+        self, first: Endpoint, origin: Endpoint, offset: int, *, encoded: bool
+    ) -> urllib3.BaseHTTPResponse:
         """Ask once, following redirections. Raises ``TransferError``."""
         if not self.sleep(0):
             raise failure(first.url, "the transfer was cancelled")
         endpoint = first
         for _ in range(MAX_REDIRECTIONS + 1):
-            response = self._ask(endpoint, first, offset, encoded=encoded)
+            try:
+                response = self._ask(endpoint, origin, offset, encoded=encoded)
+            except (HTTPError, OSError) as error:
+                raise transport_failure(first.url, error) from error
             location = response.headers.get("Location")
             if response.status not in REDIRECTIONS or not location:
                 break
@@ -180,7 +189,7 @@ class WebClient:
         return response
 
     def _ask(
-        self, endpoint: Endpoint, first: Endpoint, offset: int, *, encoded: bool
+        self, endpoint: Endpoint, origin: Endpoint, offset: int, *, encoded: bool
     ) -> urllib3.BaseHTTPResponse:
         headers = {
             "Host": endpoint.host_header,
@@ -190,22 +199,14 @@ class WebClient:
         }
         if offset:
             headers["Range"] = f"bytes={offset}-"
-        authorization = self._passwords.authorization(endpoint, first)
+        authorization = self._passwords.authorization(endpoint, origin)
         if authorization:
             headers["Authorization"] = authorization
         url = f"{endpoint.scheme}://{endpoint.host_header}{endpoint.target}"
         pool = self._pool(self._proxies.proxy_for(endpoint))
-        try:
-            return pool.request(
-                "GET",
-                url,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-            )
-        except (HTTPError, OSError) as error:
-            raise transport_failure(first.url, error) from error
+        return pool.request(
+            "GET", url, headers=headers, redirect=False, retries=False, preload_content=False
+        )
 
     def _pool(self, proxy: Endpoint | None) -> urllib3.PoolManager:
         """The connections through one proxy, or direct ones."""
@@ -296,6 +297,7 @@ class Download:
         self,
         client: WebClient,
         endpoint: Endpoint,
+        origin: Endpoint,
         patience: Patience,
         *,
         encoded: bool,
@@ -304,6 +306,7 @@ class Download:
         self._client = client
         self._patience = patience
         self._endpoint = endpoint
+        self._origin = origin
         self._encoded = encoded
         self._response: urllib3.BaseHTTPResponse | None = None
         self._received = 0
@@ -344,7 +347,9 @@ class Download:
 
     def _request(self) -> None:
         self._drop()
-        response = self._client.request(self._endpoint, self._received, encoded=self._encoded)
+        response = self._client.request(
+            self._endpoint, self._origin, self._received, encoded=self._encoded
+        )
         part = response.headers.get("Content-Range", "")
         partial = self._received or response.status == 206
         if partial and not continues(response.status, part, self._received):

@@ -125,7 +125,8 @@ class Passwords:
         """The Authorization header for a request to `endpoint`, that began at `first`.
 
         A password in the URL counts for its own scheme, host and port only. Nothing is sent in
-        the clear once the transfer began with TLS.
+        the clear once the transfer began with TLS, or where another server has sent us: it could
+        make us tell every password of the netrc file to whoever listens.
         """
         if endpoint.user is not None:
             return basic(endpoint.user, endpoint.password or "")
@@ -133,6 +134,8 @@ class Passwords:
             return None
         if first.user is not None and first.authority == endpoint.authority:
             return basic(first.user, first.password or "")
+        if endpoint.scheme != "https" and endpoint.authority != first.authority:
+            return None
         entry = self._accounts.authenticators(endpoint.host) if self._accounts else None
         return basic(entry[0] or "", entry[2] or "") if entry else None
 

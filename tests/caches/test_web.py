@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from executor.caches.errors import CacheError
+from executor.caches.files import WebFiles
 from executor.caches.web import WebClient, WebOptions
 from executor.transfers.answers import Patience
 from executor.transfers.errors import TransferError
@@ -172,6 +173,29 @@ def test_passwords_go_to_their_own_host_only(
     assert server.requests[0][1]["Authorization"] == basic
     assert "Authorization" not in server.requests[1][1]
     assert netrc.exists()
+
+
+@pytest.mark.parametrize("way", ["redirection", "archive"])
+def test_a_server_can_not_make_us_tell_passwords_of_others(
+    server: Server, clients: Clients, tmp_path: Path, way: str
+) -> None:
+    """In the clear anybody could hear them, whoever they are for."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine localhost login me password tiger\n")
+    elsewhere = server.url("/x").replace("127.0.0.1", "localhost")
+    server.offer("/x", Answer(body=b"x"))
+    client = clients(netrc_file=str(netrc))
+    if way == "redirection":
+        url = server.offer("/here", Answer(302, headers={"Location": elsewhere}))
+        assert client.get(url, 10) == b"x"
+    else:
+        file = WebFiles(server.url(""), client).open(elsewhere)
+        assert file is not None
+        assert file.read(10) == b"x"
+        file.close()
+    assert "Authorization" not in server.requests[-1][1]
+    assert client.get(elsewhere, 10) == b"x"
+    assert "Authorization" in server.requests[-1][1]
 
 
 def test_a_proxy_is_asked_for_the_whole_url(server: Server, clients: Clients) -> None:
