@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -313,6 +314,8 @@ class Download:
         self._offset = 0
         self._attempt = 0
         self._resumable = False
+        # Seconds spent waiting and bytes that came meanwhile, since the last look at the speed.
+        self._waited, self._came = 0.0, 0
         self._meter: Meter | None = None
         if client.watcher is not None:
             self._meter = client.watcher.transfer(display(endpoint.url), parent)
@@ -367,16 +370,34 @@ class Download:
         if self._response is None:
             self._request()
         assert self._response is not None
+        begin = time.monotonic()
         try:
             data = self._response.read1(size, decode_content=True)
         except (HTTPError, OSError) as error:
             self._drop()
             raise transport_failure(self._endpoint.url, error) from error
+        self._check_speed(time.monotonic() - begin, len(data))
         self._received += len(data)
         if self._meter is not None and data:
             # As they came over the wire, which is not what they are decoded to.
             self._meter.reach(self._offset + self._response.tell())
         return data
+
+    def _check_speed(self, seconds: float, size: int) -> None:
+        """Less than a byte a second, for as long as a silence may be, counts as one (as for curl).
+
+        Only time that was spent waiting counts: who reads may be slow, too.
+        """
+        limit = self._client.options.stalled_timeout
+        self._waited += seconds
+        self._came += size
+        if not limit or self._waited < limit:
+            return
+        if self._came < self._waited:
+            self._drop()
+            text = f"Operation too slow. Less than 1 bytes/sec transferred the last {limit} seconds"
+            raise failure(self._endpoint.url, f"{text} (28)", transient=True)
+        self._waited, self._came = 0.0, 0
 
     def close(self) -> None:
         """Drop the connection, unless all was read and it was given back."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import gzip
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -236,6 +238,30 @@ def test_a_silent_server_is_given_up(server: Server, clients: Clients) -> None:
     with pytest.raises(TransferError, match="Timeout was reached"):
         client.get(url, 10)
     forever.set()
+
+
+def test_a_server_that_gives_a_byte_now_and_then_is_given_up(clients: Clients) -> None:
+    """Each byte comes in time; together they would take for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _address = listening.accept()
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+                for _ in range(20):
+                    time.sleep(1.1)
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        client = clients(stalled_timeout=1.3)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/x"
+        begin = time.monotonic()
+        with pytest.raises(TransferError, match="Operation too slow"):
+            client.get(url, 1000, attempts=1)
+        assert time.monotonic() - begin < 10
+        thread.join(30)
 
 
 def test_transfers_end_when_they_are_interrupted(server: Server, clients: Clients) -> None:
