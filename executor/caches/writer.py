@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from executor.store.signing import SecretKey, sign, sign_realisation
 from executor.store.tree import dump_tree
 
 _FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LIMIT = 1 << 16
 
 
@@ -63,7 +65,8 @@ class CacheWriter:
         self._files = DirectoryFiles(address.base)
         self._stopped = False
         os.makedirs(address.base, exist_ok=True)
-        self._directory_fd = os.open(address.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory_fd = os.open(address.base, _DIRECTORY_FLAGS)
+        self._below: dict[str, int] = {}
         try:
             self._prepare()
         except BaseException:
@@ -74,6 +77,7 @@ class CacheWriter:
         for name in ("nar", "realisations", "log"):
             with suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=self._directory_fd)
+            self._below[name] = self._open_below(name)
         data = self._files.get(INFO_NAME, _LIMIT)
         if data is None:
             self._write(INFO_NAME, f"StoreDir: {self._store_dir.path}\n".encode())
@@ -84,6 +88,24 @@ class CacheWriter:
                 f"binary cache '{self.shown}' is for Nix stores with prefix '{there}', "
                 f"not '{self._store_dir.path}'"
             )
+
+    def _open_below(self, name: str) -> int:
+        """A directory of the cache. It may be on another disk by a link of ours, or of root's.
+
+        Anybody else's link in a directory that others may write could lead what root writes
+        anywhere.
+        """
+        path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory_fd)
+        try:
+            status = os.fstat(path_fd)
+            if not stat.S_ISLNK(status.st_mode):
+                return os.open(name, _DIRECTORY_FLAGS | os.O_NOFOLLOW, dir_fd=self._directory_fd)
+            if status.st_uid not in (0, os.geteuid()):
+                raise CacheError(f"'{name}' in '{self.shown}' is another user's link")
+            target = os.readlink("", dir_fd=path_fd)
+            return os.open(target, _DIRECTORY_FLAGS, dir_fd=self._directory_fd)
+        finally:
+            os.close(path_fd)
 
     def stop(self) -> None:
         """Make the threads that write archives raise ``CacheError`` soon."""
@@ -108,21 +130,22 @@ class CacheWriter:
 
         Raises ``HashMismatchError`` if its contents are not what they were.
         """
-        temporary = f"nar/.tmp-{os.getpid()}-{os.urandom(8).hex()}"
-        file = os.open(temporary, _FILE_FLAGS, 0o644, dir_fd=self._directory_fd)
+        directory_fd = self._below["nar"]
+        temporary = f".tmp-{os.getpid()}-{os.urandom(8).hex()}"
+        file = os.open(temporary, _FILE_FLAGS, 0o644, dir_fd=directory_fd)
         try:
             try:
                 file_hash, size = self._pack(store_fd, info, file)
             finally:
                 os.close(file)
             suffix = SUFFIXES.get(self._address.compression, "")
-            url = f"nar/{file_hash.base32}.nar{suffix}"
-            os.rename(temporary, url, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
+            name = f"{file_hash.base32}.nar{suffix}"
+            os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         except BaseException:
             with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=self._directory_fd)
+                os.unlink(temporary, dir_fd=directory_fd)
             raise
-        return Archive(url, file_hash, size)
+        return Archive(f"nar/{name}", file_hash, size)
 
     def _pack(self, store_fd: int, info: PathInfo, file: int) -> tuple[Hash, int]:
         """Dump, hash, compress, hash and write in one pass."""
@@ -174,23 +197,28 @@ class CacheWriter:
         """Say what outputs came to be; their paths are in the cache."""
         for realisation in realisations:
             signed = sign_realisation(realisation, self._keys)
-            self._write(f"realisations/{realisation.id}.doi", signed.to_json())
+            self._write(f"{realisation.id}.doi", signed.to_json(), self._below["realisations"])
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes, directory_fd: int | None = None) -> None:
+        if directory_fd is None:
+            directory_fd = self._directory_fd
         temporary = f".tmp-{os.getpid()}-{os.urandom(8).hex()}"
-        file = os.open(temporary, _FILE_FLAGS, 0o644, dir_fd=self._directory_fd)
+        file = os.open(temporary, _FILE_FLAGS, 0o644, dir_fd=directory_fd)
         try:
             try:
                 write_all(file, data)
             finally:
                 os.close(file)
-            os.rename(temporary, name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
+            os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         except BaseException:
             with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=self._directory_fd)
+                os.unlink(temporary, dir_fd=directory_fd)
             raise
 
     def close(self) -> None:
+        for descriptor in self._below.values():
+            os.close(descriptor)
+        self._below.clear()
         os.close(self._directory_fd)
 
     def __enter__(self) -> Self:

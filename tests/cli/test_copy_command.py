@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 from pathlib import Path
 
@@ -164,3 +165,23 @@ def test_wrong_use_is_told(
     done = workshop.cli("copy", *arguments, workshop.render(built.out))
     assert done.returncode == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("owner", ["nobody", "root"])
+def test_a_link_in_a_cache_leads_elsewhere_only_if_root_made_it(
+    workshop: Workshop, built: Drv, tmp_path: Path, owner: str
+) -> None:
+    """Whoever else may write there could send what root writes to any directory."""
+    cache, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    cache.mkdir()
+    elsewhere.mkdir()
+    (cache / "nar").symlink_to(elsewhere)
+    os.chown(cache / "nar", pwd.getpwnam(owner).pw_uid, -1, follow_symlinks=False)
+    done = workshop.cli("copy", "--to", f"file://{cache}", workshop.render(built.out))
+    if owner == "root":
+        assert done.returncode == 0, done.stderr
+        assert len(list(elsewhere.iterdir())) == 2
+    else:
+        assert done.returncode == 1
+        assert f"'nar' in 'file://{cache}' is another user's link" in done.stderr
+        assert not list(elsewhere.iterdir())
