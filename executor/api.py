@@ -25,6 +25,7 @@ from executor.build.events import Event, Listener, Notice, Watched
 from executor.build.graph import plan_targets, run_graph
 from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, FailureCause
+from executor.build.spares import SpareDirectories
 from executor.build.substitution import Fetched, open_substitution
 from executor.build.users import UserPool
 from executor.config import Settings, load_settings
@@ -117,6 +118,7 @@ class Executor:
         await context.spawner.close()
         if context.builtin_spawner is not None:
             await context.builtin_spawner.close()
+        context.spares.close()
         await context.store.close()
         context.workers.shutdown()
 
@@ -237,6 +239,7 @@ class Executor:
         self, spawner: Spawner, store: StoreThread, workers: ThreadPoolExecutor
     ) -> BuildContext:
         settings, location = self.settings, self.location
+        root = settings.build_dir or location.build_dir or f"{location.state_dir}/builds"
         return BuildContext(
             settings=settings,
             store=store,
@@ -251,7 +254,8 @@ class Executor:
             workers=workers,
             emit=self._emit,
             keys=load_secret_keys(settings.secret_key_files),
-            build_root=settings.build_dir or location.build_dir or f"{location.state_dir}/builds",
+            build_root=root,
+            spares=SpareDirectories(root),
             environ=os.environb,
         )
 

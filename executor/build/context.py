@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from executor.build.events import Event
+from executor.build.spares import SpareDirectories
 from executor.build.users import UserPool
 from executor.config import Settings
 from executor.store.local import LocalStore
@@ -85,6 +86,7 @@ class BuildContext:
     emit: Callable[[Event], None]
     keys: tuple[SecretKey, ...]
     build_root: str
+    spares: SpareDirectories
     environ: Mapping[bytes, bytes]
     substitution: Substitution | None = None
     builtin_spawner: Spawner | None = None

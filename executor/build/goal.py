@@ -198,6 +198,7 @@ class _Job:
             chroot_path=self._store.real_path(self._node.drv_path) + ".chroot",
             user=user,
             store_root=self._store.location.root_dir,
+            spares=None if self._may_leak(preparation) else self._context.spares,
         )
         try:
             workspace = await self._context.work(owner.open)
@@ -206,11 +207,13 @@ class _Job:
             if not outcome.success:
                 raise self._verdict(outcome, preparation, workspace)
             yield workspace, await self._collect(workspace, preparation, user)
+            await self._context.work(owner.close_well)
         except BuildFailureError:
             await self._keep(owner, preparation)
             raise
         finally:
-            await self._context.work(owner.close)
+            if owner.is_open:
+                await self._context.work(owner.close)
 
     async def _keep(self, owner: WorkspaceOwner, preparation: Preparation) -> None:
         """Leave the build directory for inspection; a builtin's may hold secrets (row M5)."""
@@ -311,12 +314,16 @@ class _Job:
             ),
             user=user,
             ignored_acls=settings.ignored_acls,
-            isolate=preparation.derivation.has_network
-            or shares_with_host(settings.sandbox_paths, self._store.store_dir),
+            isolate=self._may_leak(preparation),
             sync=settings.fsync_store_paths,
             store_dir=self._store.store_dir,
         )
         return await self._context.work(collect_outputs, workspace, rules)
+
+    def _may_leak(self, preparation: Preparation) -> bool:
+        """Whether a descriptor of the build's directories could be somewhere else afterwards."""
+        paths = self._context.settings.sandbox_paths
+        return preparation.derivation.has_network or shares_with_host(paths, self._store.store_dir)
 
     async def _install(self, staged: list[StagedOutput], preparation: Preparation) -> None:
         """Register, under the locks of paths that weren't known when the build began."""

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from executor.build.spares import Spare, SpareDirectories, move_in, move_out
 from executor.build.users import BuildUser
 from executor.errors import StoreError
 from executor.store.descriptors import make_directories
@@ -51,16 +52,29 @@ class Workspace:
 
 
 class WorkspaceOwner:
-    """Owns a workspace: makes it, closes it, deletes it."""
+    """Owns a workspace: makes it, closes it, deletes it or leaves it to the next build.
+
+    ``spares`` are directories that may be used again, before and after; without them everything
+    is made anew and deleted, as it must be where a descriptor could have left the build.
+    """
 
     def __init__(
-        self, *, build_root: str, chroot_path: str, user: BuildUser, store_root: str | None = None
+        self,
+        *,
+        build_root: str,
+        chroot_path: str,
+        user: BuildUser,
+        store_root: str | None = None,
+        spares: SpareDirectories | None = None,
     ) -> None:
         self._build_root = build_root
         self._store_root = store_root
         self._chroot_path = chroot_path
         self._user = user
+        self._spares = spares
         self._descriptors: list[int] = []
+        self._reusable: list[int] = []
+        self._top: Spare | None = None
         self._top_name: str | None = None
         self._keep = False
 
@@ -97,6 +111,7 @@ class WorkspaceOwner:
 
     def close(self) -> None:
         """Close descriptors and delete what is not kept. May be called again."""
+        self._top = None
         descriptors, self._descriptors = self._descriptors, []
         for descriptor in descriptors:
             os.close(descriptor)
@@ -105,17 +120,48 @@ class WorkspaceOwner:
             _delete(os.path.join(self._build_root, self._top_name))
         self._top_name = None
 
+    def close_well(self) -> None:
+        """``close`` after a build that ended well: its directories are left to the next one."""
+        top = self._top
+        if top is None or self._spares is None or self._keep:
+            return self.close()
+        try:
+            delete_tree(top.descriptor, b"build")
+            move_out(self._chroot_path, top.descriptor, self._reusable)
+        except (OSError, StoreError):
+            return self.close()  # which says what is wrong, if it matters
+        if not self._spares.give(top):
+            return self.close()
+        self._descriptors.remove(top.descriptor)
+        self._top_name = None
+        return self.close()
+
     def _make(self) -> Workspace:
-        make_directories(self._build_root)
-        check_build_root(self._build_root, self._store_root)
-        root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
-        sweep(root_fd)
-        top_name, top_fd = self._make_top(root_fd)
+        spare = self._spares.take() if self._spares is not None else None
+        if spare is None:
+            make_directories(self._build_root)
+            check_build_root(self._build_root, self._store_root)
+            root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
+            sweep(root_fd)
+            self._make_top(root_fd)
+        else:
+            self._top, self._top_name = spare, spare.name
+            self._hold(spare.descriptor)
+        return self._fill(spare)
+
+    def _fill(self, spare: Spare | None) -> Workspace:
+        """The directories of one build, below the directory that is there by now."""
+        assert self._top is not None
+        top_name, top_fd = self._top.name, self._top.descriptor
         build_fd = self._subdirectory(top_fd, "build", 0o700, self._user.uid, self._user.gid)
-        chroot_fd = self._make_chroot()
-        self._subdirectory(chroot_fd, "root", 0o700, 0, 0)
-        scratch_fd = self._subdirectory(chroot_fd, "store", 0o1775, 0, self._user.gid)
-        self._subdirectory(chroot_fd, "tmp", 0o1777, 0, 0)
+        chroot_fd = self._make_chroot(spare)
+        make = self._subdirectory if spare is None else self._again
+        modes = {"root": 0o700, "store": 0o1775, "tmp": 0o1777, "final": 0o700}
+        made = {
+            name: make(chroot_fd, name, mode, 0, self._user.gid if name == "store" else 0)
+            for name, mode in modes.items()
+        }
+        self._reusable = list(made.values())
         return Workspace(
             build_directory=os.path.join(self._build_root, top_name, "build"),
             root_directory=os.path.join(self._chroot_path, "root"),
@@ -123,11 +169,11 @@ class WorkspaceOwner:
             temporary_directory=os.path.join(self._chroot_path, "tmp"),
             top_fd=top_fd,
             build_fd=build_fd,
-            scratch_fd=scratch_fd,
-            final_fd=self._subdirectory(chroot_fd, "final", 0o700, 0, 0),
+            scratch_fd=made["store"],
+            final_fd=made["final"],
         )
 
-    def _make_top(self, root_fd: int) -> tuple[str, int]:
+    def _make_top(self, root_fd: int) -> None:
         """The directory of this build, locked as long as it is in use; see ``sweep``."""
         while True:
             name = self._top_name = f"nix-{os.getpid()}-{secrets.token_hex(8)}"
@@ -135,13 +181,24 @@ class WorkspaceOwner:
             with suppress(FileNotFoundError):
                 top_fd = self._hold(os.open(name, _DIRECTORY, dir_fd=root_fd))
                 if _try_lock(top_fd) and os.fstat(top_fd).st_nlink:
-                    return name, top_fd
+                    self._top = Spare(name, top_fd)
+                    return
             # Another executor's sweep came between making and locking, and took it away.
 
-    def _make_chroot(self) -> int:
+    def _make_chroot(self, spare: Spare | None) -> int:
         _delete(self._chroot_path)  # what a killed run left
+        if spare is not None:
+            return self._hold(move_in(spare, self._chroot_path))
         os.mkdir(self._chroot_path, 0o700)
         return self._hold(os.open(self._chroot_path, _DIRECTORY))
+
+    def _again(self, parent_fd: int, name: str, mode: int, uid: int, gid: int) -> int:
+        """A directory of an earlier build; the group is this build's."""
+        descriptor = self._hold(os.open(name, _DIRECTORY, dir_fd=parent_fd))
+        if os.fstat(descriptor).st_gid != gid:
+            os.fchown(descriptor, uid, gid)
+            os.fchmod(descriptor, mode)
+        return descriptor
 
     def _subdirectory(self, parent_fd: int, name: str, mode: int, uid: int, gid: int) -> int:
         os.mkdir(name, 0o700, dir_fd=parent_fd)

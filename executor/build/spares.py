@@ -1,0 +1,103 @@
+"""Directories of builds that ended well, emptied, for the next build to use.
+
+Making and removing directories is what a small build costs most on ext4, which looks long for
+inodes after many removals; a rename is cheap. Only what belongs to root is used again: a builder
+can leave nothing on it, neither modes nor attributes nor flags. Its build directory is made anew.
+
+While it waits, a spare lies in the locked directory of this executor below the build directories::
+
+    <build-dir>/nix-<random>/chroot/{root,store,tmp,final}
+
+so that it goes with that directory when this executor ends or is killed (``workspace.sweep``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from executor.errors import StoreError
+from executor.store.delete import delete_tree
+
+WAITING = "chroot"
+# Directories that have held so many names that reading them is slow are not worth keeping.
+_LARGEST = 1 << 16
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """The directory of a build that has ended: its name, and its descriptor, which is locked."""
+
+    name: str
+    descriptor: int
+
+
+class SpareDirectories:
+    """Spares below one build root. Any thread may use it."""
+
+    def __init__(self, build_root: str) -> None:
+        self._build_root = build_root
+        self._spares: deque[Spare] = deque()
+        self._open = True
+
+    def take(self) -> Spare | None:
+        """A spare, which is the caller's from now on; None if there is none."""
+        with suppress(IndexError):
+            return self._spares.pop()
+        return None
+
+    def give(self, spare: Spare) -> bool:
+        """Keep a spare for the next build; False, and it stays the caller's, after ``close``."""
+        if self._open:
+            self._spares.append(spare)
+        return self._open
+
+    def close(self) -> None:
+        """Delete all spares. Raises ``StoreError`` if that fails; call it when no build runs."""
+        self._open = False
+        while (spare := self.take()) is not None:
+            os.close(spare.descriptor)
+            root_fd = os.open(self._build_root, _DIRECTORY)
+            try:
+                delete_tree(root_fd, os.fsencode(spare.name))
+            finally:
+                os.close(root_fd)
+
+
+def empty(directory_fd: int) -> None:
+    """Delete all that is in a directory of root's. Raises ``OSError`` and ``StoreError``.
+
+    Raises ``StoreError`` also for a directory that has grown too large to be used again.
+    """
+    if os.fstat(directory_fd).st_size > _LARGEST:
+        raise StoreError("the directory has grown large")
+    # A descriptor of its own: the position of a listing is shared between duplicates.
+    again = os.open(".", _DIRECTORY, dir_fd=directory_fd)
+    try:
+        for name in os.listdir(again):
+            delete_tree(directory_fd, os.fsencode(name))
+    finally:
+        os.close(again)
+
+
+def move_in(spare: Spare, path: str) -> int:
+    """Rename a spare's directories to ``path``; the descriptor of the renamed one.
+
+    Raises ``OSError``.
+    """
+    os.rename(WAITING, path, src_dir_fd=spare.descriptor)
+    return os.open(path, _DIRECTORY)
+
+
+def move_out(chroot_path: str, top_fd: int, directories: Iterable[int]) -> None:
+    """Empty ``directories`` of a build and rename them to where spares wait.
+
+    Raises ``OSError``, where the two lie on different file systems too, and ``StoreError``.
+    """
+    for directory in directories:
+        empty(directory)
+    os.rename(chroot_path, WAITING, dst_dir_fd=top_fd)
