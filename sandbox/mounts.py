@@ -122,7 +122,7 @@ class _Builder:
             numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))
             if not stat.S_ISCHR(status.st_mode) or numbers != (operation.major, operation.minor):
                 raise OSError(errno.ENODEV, "not the device that it should be", path)
-            mount = syscalls.open_tree_fd(source)
+            mount = syscalls.open_tree_fd(source, recursive=False)
             # Read-only keeps the node's mode and times as they are; writing to a device goes on.
             attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_RDONLY
             syscalls.mount_setattr(mount, attributes, recursive=False)
@@ -140,13 +140,14 @@ class _Builder:
                 raise
             status = os.fstat(source)
             if stat.S_ISLNK(status.st_mode):
-                self._link(operation.target, os.readlink(operation.source))
+                self._link(operation.target, os.readlink(b"", dir_fd=source))
             else:
-                self._bind(operation, stat.S_ISDIR(status.st_mode))
+                self._bind(operation, source, stat.S_ISDIR(status.st_mode))
             os.close(source)
 
-    def _bind(self, operation: BindPath, is_directory: bool) -> None:
-        mount = syscalls.open_tree(operation.source, recursive=operation.recursive)
+    def _bind(self, operation: BindPath, source: int, is_directory: bool) -> None:
+        # What was looked at, and not what has its path by now (attack row 23).
+        mount = syscalls.open_tree_fd(source, recursive=operation.recursive)
         attributes = _READ_ONLY if operation.read_only else syscalls.MOUNT_ATTR_NOSUID
         if not operation.recursive:
             attributes |= _SAFE
@@ -212,18 +213,20 @@ def _empty_file(parent: int, name: bytes) -> int:
 
 def _bind_input(store: int, source: bytes, name: bytes) -> None:
     """Show one input: directories and files are bound, links made anew with their times."""
-    status = os.lstat(source)
+    # What is looked at is the copy that will be mounted, whatever has the path by now.
+    mount = syscalls.open_tree(source, recursive=False)
+    status = os.fstat(mount)
     if stat.S_ISLNK(status.st_mode):
-        os.symlink(os.readlink(source), name, dir_fd=store)
+        os.symlink(os.readlink(b"", dir_fd=mount), name, dir_fd=store)
         times = (status.st_atime_ns, status.st_mtime_ns)
         os.utime(name, ns=times, dir_fd=store, follow_symlinks=False)
+        os.close(mount)
         return
     if stat.S_ISDIR(status.st_mode):
         os.mkdir(name, 0o555, dir_fd=store)
         point = os.open(name, _PATH_ONLY, dir_fd=store)
     else:
         point = _empty_file(store, name)
-    mount = syscalls.open_tree(source, recursive=False)
     syscalls.mount_setattr(mount, _READ_ONLY, recursive=False)
     syscalls.move_mount(mount, point)
     os.close(mount)
