@@ -36,6 +36,7 @@ from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
 from executor.build.verdict import builder_failure
 from executor.build.workspace import Workspace, WorkspaceOwner, write_build_file
+from executor.config import SandboxPath
 from executor.errors import ExecutorError
 from executor.formats.hashes import Hash
 from executor.formats.store_path import StorePath
@@ -91,6 +92,7 @@ class _Job:
         self._log_path: str | None = None
         self._kept: str | None = None
         self._hashes: dict[str, Hash] = {}
+        self._extra_paths: tuple[SandboxPath, ...] = ()
         self.name = self._store.store_dir.render(node.drv_path)
 
     def watch_space(self) -> None:
@@ -198,7 +200,7 @@ class _Job:
             chroot_path=self._store.real_path(self._node.drv_path) + ".chroot",
             user=user,
             store_root=self._store.location.root_dir,
-            spares=None if self._may_leak(preparation) else self._context.spares,
+            spares=self._context.spares if self._may_reuse(preparation) else None,
         )
         try:
             workspace = await self._context.work(owner.open)
@@ -230,10 +232,12 @@ class _Job:
     ) -> BuildRequest:
         """The sandbox, and the files that the builder finds in its directory."""
         settings = self._context.settings
-        extra = await run_pre_build_hook(
+        self._extra_paths = await run_pre_build_hook(
             settings.pre_build_hook, self.name, os.path.dirname(workspace.scratch_store)
         )
-        request = make_request(preparation, settings, user, workspace, self._store, extra)
+        request = make_request(
+            preparation, settings, user, workspace, self._store, self._extra_paths
+        )
         for warning in request.warnings:
             self._context.emit(Notice(level=1, text=warning))
         for name, content, mode in request.files:
@@ -322,8 +326,12 @@ class _Job:
 
     def _may_leak(self, preparation: Preparation) -> bool:
         """Whether a descriptor of the build's directories could be somewhere else afterwards."""
-        paths = self._context.settings.sandbox_paths
+        paths = (*self._context.settings.sandbox_paths, *self._extra_paths)
         return preparation.derivation.has_network or shares_with_host(paths, self._store.store_dir)
+
+    def _may_reuse(self, preparation: Preparation) -> bool:
+        """Whether directories may be shared with other builds; a hook may still add what leaks."""
+        return not (self._context.settings.pre_build_hook or self._may_leak(preparation))
 
     async def _install(self, staged: list[StagedOutput], preparation: Preparation) -> None:
         """Register, under the locks of paths that weren't known when the build began."""

@@ -181,7 +181,7 @@ def _sandbox_binds(paths: Iterable[SandboxPath], store_dir: StoreDir) -> tuple[B
         Bind(
             source=os.fsencode(path.source),
             target=os.fsencode(path.target),
-            read_only=path.read_only or path.source.startswith(prefix),
+            read_only=path.read_only or _lies_in_store(path, store_dir),
             optional=path.optional,
         )
         for path in by_target.values()
@@ -189,14 +189,19 @@ def _sandbox_binds(paths: Iterable[SandboxPath], store_dir: StoreDir) -> tuple[B
     )
 
 
+def _lies_in_store(path: SandboxPath, store_dir: StoreDir) -> bool:
+    """Whether a source is one of the store's paths, which no builder can have changed."""
+    parts = path.source.removeprefix(store_dir.path + "/").split("/")
+    return path.source.startswith(store_dir.path + "/") and ".." not in parts
+
+
 def shares_with_host(paths: Iterable[SandboxPath], store_dir: StoreDir) -> bool:
     """Whether a builder could pass a descriptor of its outputs out through a sandbox path.
 
     Directories may hold sockets, writable or not; regular files and the store's own paths can't.
     """
-    prefix = store_dir.path + "/"
     for path in paths:
-        if path.source.startswith(prefix):
+        if _lies_in_store(path, store_dir):
             continue
         try:
             if not stat.S_ISREG(os.stat(path.source).st_mode):
