@@ -40,6 +40,7 @@ if [ "$purpose" = test ]; then
     need dpkg-dev command -v dpkg-source
     need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
     need procps command -v ps
+    need strace command -v strace
 fi
 
 if [ -n "$missing" ]; then
