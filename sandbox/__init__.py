@@ -10,14 +10,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sandbox.errors import SandboxError, SetupFailedError, SpawnerLostError, SpecError
+    from sandbox.errors import (
+        CgroupError,
+        SandboxError,
+        SetupFailedError,
+        SpawnerLostError,
+        SpecError,
+    )
     from sandbox.launcher import Launched, launch
     from sandbox.process import Exit, Exited, ResourceUsage, SandboxProcess, Signaled, Spawner
-    from sandbox.spec import Bind, Call, Exec, File, InputPath, Network, SandboxSpec
+    from sandbox.spec import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec
 
 __all__ = [
     "Bind",
     "Call",
+    "Cgroup",
+    "CgroupError",
     "Exec",
     "Exit",
     "Exited",
@@ -38,10 +46,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "errors": ("SandboxError", "SetupFailedError", "SpawnerLostError", "SpecError"),
+    "errors": ("CgroupError", "SandboxError", "SetupFailedError", "SpawnerLostError", "SpecError"),
     "launcher": ("Launched", "launch"),
     "process": ("Exit", "Exited", "ResourceUsage", "SandboxProcess", "Signaled", "Spawner"),
-    "spec": ("Bind", "Call", "Exec", "File", "InputPath", "Network", "SandboxSpec"),
+    "spec": ("Bind", "Call", "Cgroup", "Exec", "File", "InputPath", "Network", "SandboxSpec"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -34,6 +34,25 @@ class SetupFailedError(SandboxError):
         )
 
 
+class CgroupError(SandboxError):
+    """A control group that was asked for can't be had; the program was not started.
+
+    ``missing`` names the controllers that its limits need and that can't be used here, ``reason``
+    says why, and what to do.
+    """
+
+    def __init__(self, missing: tuple[str, ...], reason: str) -> None:
+        self.missing = missing
+        self.reason = reason
+        if not missing:
+            what = "can't make the control group of the sandbox"
+        else:
+            noun = "controller" if len(missing) == 1 else "controllers"
+            names = ", ".join(f"'{name}'" for name in missing)
+            what = f"cgroup v2 lacks the {noun} {names}"
+        super().__init__(f"{what}: {reason}")
+
+
 class SpawnerLostError(SandboxError):
     """The spawner process is gone; what it was running is dead."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from sandbox.errors import SandboxError
-from sandbox.spec import Bind, Call, Exec, File, InputPath, Network, SandboxSpec
+from sandbox.spec import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec
 
 Value: TypeAlias = "bool | int | bytes | str | tuple[Value, ...] | None"
 
@@ -94,7 +94,7 @@ def _unpack(data: bytes, at: int, depth: int) -> tuple[Value, int]:
 
 
 # A dataclass travels as its number and its fields in order.
-_CLASSES: tuple[type[Any], ...] = (SandboxSpec, Exec, Call, InputPath, Bind, File)
+_CLASSES: tuple[type[Any], ...] = (SandboxSpec, Exec, Call, InputPath, Bind, File, Cgroup)
 
 
 def _to_value(item: object) -> Value:

@@ -8,22 +8,24 @@ from sandbox.spec import Network, SandboxSpec
 from sandbox.step import Step
 
 _ALWAYS = (
-    syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWNS
-    | syscalls.CLONE_NEWIPC
-    | syscalls.CLONE_NEWUTS
-    | syscalls.CLONE_NEWCGROUP
+    syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
 )
 
 
 def clone_flags(spec: SandboxSpec) -> int:
-    """All namespaces but the user namespace, which comes last; see ``privileges``."""
+    """All namespaces but two.
+
+    The user namespace comes last, see ``privileges``; and the root of a namespace of control
+    groups is the group of who makes it, so that the child makes it itself.
+    """
     isolated = spec.network is Network.ISOLATED
     return _ALWAYS | (syscalls.CLONE_NEWNET if isolated else 0)
 
 
 def set_up_namespaces(spec: SandboxSpec) -> None:
-    """Host and domain name, and loopback in a network namespace of its own."""
+    """Control groups, host and domain name, and loopback in a network namespace of its own."""
+    with Step("create the namespace of control groups", "unshare"):
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     with Step("set the host name", "sethostname"):
         syscalls.sethostname(spec.hostname.encode())
         syscalls.setdomainname(spec.domainname.encode())

@@ -13,25 +13,35 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from sandbox.errors import SandboxError, SetupFailedError, SpawnerLostError
+from sandbox.cgroup import BuildCgroup, CgroupUsage
+from sandbox.cgroup_home import CgroupHome
+from sandbox.errors import CgroupError, SandboxError, SetupFailedError, SpawnerLostError
 from sandbox.launcher import Launched, launch
 from sandbox.messages import Failed, FrameError, Ready, pack, pack_spec, unpack, unpack_reports
 from sandbox.spec import SandboxSpec
 
 _MAX_DATAGRAM = 1 << 16
 _CLOSE_TIMEOUT = 5.0
+_DEATH_TIMEOUT = 5.0
+_DEATH_POLL = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceUsage:
-    """What a program and its children used: CPU in microseconds, memory in KiB."""
+    """What a program and its children used: CPU in microseconds, memory in KiB.
+
+    ``cgroup`` has what its control group counted, where it had one; the CPU times are that one's
+    then, and miss nothing.
+    """
 
     user_us: int
     system_us: int
     max_rss_kib: int
+    cgroup: CgroupUsage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +65,15 @@ Exit = Exited | Signaled
 
 @dataclass(slots=True)
 class SandboxProcess:
-    """A program in its sandbox. ``exec_error`` says why it could not be executed, if so."""
+    """A program in its sandbox. ``exec_error`` says why it could not be executed, if so.
+
+    ``cgroup`` is its control group, where it has one.
+    """
 
     pid: int
     pidfd: int
     exec_error: OSError | None
+    cgroup: BuildCgroup | None
     _exit: asyncio.Future[Exit]
 
     def kill(self) -> None:
@@ -72,7 +86,7 @@ class SandboxProcess:
     async def wait(self) -> Exit:
         """Wait for the end, when no process of the sandbox is left.
 
-        Raises ``SpawnerLostError``.
+        Raises ``SpawnerLostError``, and ``CgroupError`` if one is left all the same.
         """
         try:
             return await asyncio.shield(self._exit)
@@ -88,15 +102,16 @@ class _Pending:
 
     started: asyncio.Future[tuple[int, int]]
     exit: asyncio.Future[Exit]
-    reports: bytearray = field(default_factory=bytearray)
+    cgroup: BuildCgroup | None
 
 
 class Spawner:
     """A running spawner process. Make it with ``start``, end it with ``close``."""
 
-    def __init__(self, launched: Launched) -> None:
+    def __init__(self, launched: Launched, cgroups: CgroupHome | None = None) -> None:
         self._process = launched.process
         self._control = launched.control
+        self._cgroups = cgroups or CgroupHome()
         self._pending: dict[int, _Pending] = {}
         self._next = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,16 +127,22 @@ class Spawner:
         """Start the program of ``spec`` with ``output`` as its standard output and error.
 
         Returns when it runs, or could not be executed. Raises ``SetupFailedError`` where a step
-        of the set-up failed, ``SpawnerLostError`` where the spawner is gone. If the caller is
-        cancelled meanwhile, what was started is killed.
+        of the set-up failed, ``CgroupError`` where its control group can't be had,
+        ``SpawnerLostError`` where the spawner is gone. If the caller is cancelled meanwhile, what
+        was started is killed.
         """
         await self._attach()
         loop = asyncio.get_running_loop()
         self._next += 1
         request = self._next
-        pending = _Pending(started=loop.create_future(), exit=loop.create_future())
+        cgroup = self._cgroups.create(spec.cgroup, (spec.host_uid, spec.host_gid))
+        pending = _Pending(loop.create_future(), loop.create_future(), cgroup)
+        try:
+            report = self._send(request, spec, output, cgroup)
+        except SandboxError:
+            _discard(cgroup)
+            raise
         self._pending[request] = pending
-        report = self._send(request, spec, output)
         try:
             reports = await _read_to_end(loop, report)
             pid, pidfd = await pending.started
@@ -130,7 +151,7 @@ class Spawner:
             raise
         finally:
             os.close(report)
-        return await _judge(SandboxProcess(pid, pidfd, None, pending.exit), reports)
+        return await _judge(SandboxProcess(pid, pidfd, None, cgroup, pending.exit), reports)
 
     async def close(self) -> None:
         """End the spawner and everything that it runs."""
@@ -146,6 +167,7 @@ class Spawner:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._cgroups.close()
 
     async def _attach(self) -> None:
         """Listen to the spawner, and wait until it says that it is ready."""
@@ -158,7 +180,9 @@ class Spawner:
         if self._ready is not None:
             await asyncio.shield(self._ready)
 
-    def _send(self, request: int, spec: SandboxSpec, output: int) -> int:
+    def _send(
+        self, request: int, spec: SandboxSpec, output: int, cgroup: BuildCgroup | None
+    ) -> int:
         """Send one request; the read end of its report's pipe."""
         report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(report_end, True)
@@ -169,7 +193,8 @@ class Spawner:
                     file.write(pack_spec(spec))
                 os.lseek(spec_fd, 0, os.SEEK_SET)
                 message = pack(("spawn", request))
-                socket.send_fds(self._control, [message], [spec_fd, output, report_end])
+                descriptors = [spec_fd, output, report_end, *([cgroup.fd] if cgroup else [])]
+                socket.send_fds(self._control, [message], descriptors)
             finally:
                 os.close(spec_fd)
         except OSError as error:
@@ -202,7 +227,9 @@ class Spawner:
                 self._started(self._pending[request], pid, fds[0])
             case ("refused", int(request), int(number)):
                 error = SetupFailedError("create namespaces", "clone3", number)
-                self._pending.pop(request).started.set_exception(error)
+                pending = self._pending.pop(request)
+                _discard(pending.cgroup)
+                pending.started.set_exception(error)
             case ("exited", int(request), int(code), int(user), int(system), int(rss)):
                 usage = ResourceUsage(user_us=user, system_us=system, max_rss_kib=rss)
                 self._exited(self._pending.pop(request), code, usage)
@@ -210,16 +237,42 @@ class Spawner:
                 self._lose(SpawnerLostError("the spawner sent something unknown"))
 
     def _started(self, pending: _Pending, pid: int, pidfd: int) -> None:
-        if pending.started.done():
+        if pending.started.done():  # the caller is gone
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
         else:
             pending.started.set_result((pid, pidfd))
 
     def _exited(self, pending: _Pending, code: int, usage: ResourceUsage) -> None:
-        result: Exit = (
-            Signaled(signal=-code, usage=usage) if code < 0 else Exited(code=code, usage=usage)
-        )
-        pending.exit.set_result(result)
+        """The first process is dead, and with it its namespace; the group must say so, too."""
+        if pending.cgroup is None:
+            pending.exit.set_result(_exit(code, usage))
+        else:
+            deadline = time.monotonic() + _DEATH_TIMEOUT
+            self._settle(pending, pending.cgroup, partial(_exit, code, usage), deadline)
+
+    def _settle(
+        self,
+        pending: _Pending,
+        group: BuildCgroup,
+        result: Callable[[CgroupUsage], Exit],
+        deadline: float,
+    ) -> None:
+        """Report the end when nobody lives in the group; look again and again until then."""
+        try:
+            used = _emptied(group)
+        except OSError as error:
+            _fail(pending.exit, CgroupError((), f"it can't be read any more: {error}"))
+            return
+        if used is not None:
+            _discard(group)
+            pending.exit.set_result(result(used))
+        elif time.monotonic() < deadline:
+            again = (pending, group, result, deadline)
+            asyncio.get_running_loop().call_later(_DEATH_POLL, self._settle, *again)
+        else:
+            _fail(pending.exit, CgroupError((), "a process in it doesn't die"))
 
     def _lose(self, error: SandboxError) -> None:
         """The spawner is gone: what it started is killed, and whoever waits for it hears that."""
@@ -229,6 +282,7 @@ class Spawner:
             self._loop.remove_reader(self._control)
         waiting: list[asyncio.Future[object]] = []
         for pending in self._pending.values():
+            _discard(pending.cgroup)
             waiting += [pending.started, pending.exit]  # type: ignore[list-item]
         if self._ready is not None:
             waiting.append(self._ready)  # type: ignore[arg-type]
@@ -237,6 +291,31 @@ class Spawner:
                 future.set_exception(error)
                 future.exception()  # heard of, even where nobody waits
         self._pending.clear()
+
+
+def _exit(code: int, usage: ResourceUsage, used: CgroupUsage | None = None) -> Exit:
+    if used is not None:
+        usage = replace(usage, user_us=used.user_us, system_us=used.system_us, cgroup=used)
+    return Signaled(signal=-code, usage=usage) if code < 0 else Exited(code=code, usage=usage)
+
+
+def _fail(future: asyncio.Future[Exit], error: SandboxError) -> None:
+    future.set_exception(error)
+    future.exception()  # heard of, even where nobody waits
+
+
+def _emptied(group: BuildCgroup) -> CgroupUsage | None:
+    """What a group has used, if nobody lives in it any more; whoever does is killed."""
+    group.kill()
+    return None if group.populated else group.usage()
+
+
+def _discard(group: BuildCgroup | None) -> None:
+    """Remove a group; what can't be removed goes with the spawner's own, or at the next start."""
+    if group is not None:
+        with contextlib.suppress(OSError):
+            group.kill()
+            group.remove()
 
 
 def _kill_and_wait(started: Sequence[asyncio.Future[tuple[int, int]]]) -> None:

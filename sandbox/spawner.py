@@ -1,10 +1,10 @@
 """The fork server: a small, single-threaded process that starts sandboxes for the executor.
 
 It is exec'd in an isolated interpreter with an empty environment, imports everything first, and
-then waits for requests on a socket. Each request is one datagram with three descriptors: the
-specification in a memory file, the output, and the report's pipe. Answers are datagrams, too:
-``started`` with a pidfd, ``refused``, and ``exited`` with status and resource usage. When the
-executor's end of the socket is gone, everything is killed.
+then waits for requests on a socket. Each request is one datagram with descriptors: the
+specification in a memory file, the output, the report's pipe, and the control group if there is
+one. Answers are datagrams, too: ``started`` with a pidfd, ``refused``, and ``exited`` with status
+and resource usage. When the executor's end of the socket is gone, everything is killed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from sandbox.privileges import last_capability
 from sandbox.seccomp import compile_filter
 
 _MAX_DATAGRAM = 1 << 16
+_MAX_FDS = 4
 _HIGHEST_SIGNAL = 64
 
 
@@ -58,7 +59,7 @@ class _Server:
 
     def _take_request(self) -> bool:
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 3)
+            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, _MAX_FDS)
         except ConnectionResetError:
             return False  # the executor hung up with an answer of ours unread
         if not data:
@@ -71,12 +72,14 @@ class _Server:
                 os.close(fd)
         return True
 
-    def _spawn(self, request: int, spec_fd: int, output: int, report: int) -> None:
+    def _spawn(
+        self, request: int, spec_fd: int, output: int, report: int, cgroup: int | None = None
+    ) -> None:
         with open(spec_fd, "rb", closefd=False) as file:
             spec = unpack_spec(file.read())
         descriptors = Descriptors(output=output, report=report, liveness=self._liveness)
         try:
-            pid, pidfd = syscalls.clone3(clone_flags(spec))
+            pid, pidfd = syscalls.clone3(clone_flags(spec), cgroup)
         except OSError as error:
             self._answer(("refused", request, error.errno or 0))
             return

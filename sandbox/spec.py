@@ -78,6 +78,32 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cgroup:
+    """What the control group of a sandbox is to do; 0 means no limit, sizes are bytes.
+
+    Without limits there is a group where the machine lets us make one, and no error where not;
+    ``required`` makes that an error. ``best_effort`` takes what limits can be applied. A
+    ``delegated`` group may be used by the sandbox's own root user, who can make groups below it.
+    """
+
+    memory_max: int = 0
+    pids_max: int = 0
+    required: bool = False
+    best_effort: bool = False
+    delegated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory_max < 0 or self.pids_max < 0:
+            raise SpecError("a limit of a control group can't be negative")
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """The controllers that the limits need."""
+        limits = {"memory": self.memory_max, "pids": self.pids_max}
+        return frozenset(name for name, limit in limits.items() if limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSpec:
     """One sandbox and the program in it.
 
@@ -112,6 +138,7 @@ class SandboxSpec:
     kvm: bool = False
     dev_shm_size: str = "50%"
     machine: str | None = None
+    cgroup: Cgroup = Cgroup()
 
     def __post_init__(self) -> None:
         for what, path in (

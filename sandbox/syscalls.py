@@ -56,6 +56,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _CLONE_PIDFD = 0x00001000
+_CLONE_INTO_CGROUP = 0x200000000
 _SIGCHLD = 17
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
@@ -111,14 +112,18 @@ class _CloneArgs(ctypes.Structure):
     )
 
 
-def clone3(flags: int) -> tuple[int, int]:
+def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
     """Fork into new namespaces: (pid, pidfd) in the parent, (0, -1) in the child.
 
+    ``cgroup`` is the directory of the control group that the child is in from its first moment.
     No at-fork handlers run, so the caller must be single-threaded.
     """
     pidfd = ctypes.c_int(-1)
     arguments = _CloneArgs(
-        flags=flags | _CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=_SIGCHLD
+        flags=flags | _CLONE_PIDFD | (0 if cgroup is None else _CLONE_INTO_CGROUP),
+        pidfd=ctypes.addressof(pidfd),
+        exit_signal=_SIGCHLD,
+        cgroup=cgroup or 0,
     )
     size = ctypes.sizeof(arguments)
     pid = _call(_SYS_CLONE3, ctypes.byref(arguments), ctypes.c_size_t(size))
