@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sandbox import syscalls
 from sandbox.errors import SandboxError
+from sandbox.seccomp import compile_filter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +86,6 @@ def _proc() -> str:
 
 
 def _seccomp() -> str:
-    from sandbox.seccomp import compile_filter
-
     program = compile_filter()
     syscalls.load_seccomp_filter(program)
     return f"{len(program) // 8} instructions loaded"
@@ -173,7 +172,7 @@ _PROBES = (
     _Probe(
         name="system call filter",
         attempt=_seccomp,
-        remedy="install libseccomp2, and use a kernel with CONFIG_SECCOMP_FILTER",
+        remedy="use a kernel with CONFIG_SECCOMP_FILTER, on x86-64 or 64-bit ARM",
     ),
     _Probe(name="device nodes", attempt=_devices, remedy="mount devtmpfs at /dev"),
     _Probe(name="pseudo-terminals", attempt=_pseudo_terminal, remedy="mount devpts at /dev/pts"),

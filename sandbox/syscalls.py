@@ -8,11 +8,8 @@ the path; nothing is ever ignored here. Numbers are those of x86-64 and of the g
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import NoReturn
 
 # PyDLL keeps the interpreter's lock: no other thread is ever there to need it, and a cloned child
@@ -273,27 +270,3 @@ def landlock_scope(scopes: int) -> None:
         _call(_SYS_LANDLOCK_RESTRICT_SELF, _long(ruleset), ctypes.c_uint(0))
     finally:
         os.close(ruleset)
-
-
-@contextmanager
-def known_libraries(files: Mapping[str, str]) -> Iterator[None]:
-    """Answer ``find_library`` while something is imported that asks for libraries by short name.
-
-    The standard library's own answer runs ``ldconfig``, and where that fails a compiler: programs
-    that need not run as root, and milliseconds before each first build. A file that can't be
-    loaded is looked for that way all the same.
-    """
-    find = ctypes.util.find_library
-
-    def known(name: str) -> str | None:
-        try:
-            ctypes.CDLL(files[name])
-        except (KeyError, OSError):
-            return find(name)
-        return files[name]
-
-    ctypes.util.find_library = known
-    try:
-        yield
-    finally:
-        ctypes.util.find_library = find

@@ -23,6 +23,7 @@ header() { echo "#include <$1>" | gcc -E -o /dev/null -; }
 python_headers() {
     "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")'
 }
+header_32() { echo "#include <$1>" | gcc -m32 -E -o /dev/null -; }
 library() { ldconfig -p | grep -q "$1"; }
 
 need python3 command -v "$python"
@@ -31,7 +32,6 @@ need python3-dev python_headers
 need gcc command -v gcc
 need libc6-dev header stdio.h
 need libcap-dev header sys/capability.h
-need libseccomp2 library libseccomp.so.2
 need busybox-static test -x /bin/busybox
 need make command -v make
 if [ "$purpose" = test ]; then
@@ -41,6 +41,8 @@ if [ "$purpose" = test ]; then
     need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
     need procps command -v ps
     need strace command -v strace
+    need libseccomp2 library libseccomp.so.2
+    need gcc-multilib header_32 stdio.h
 fi
 
 if [ -n "$missing" ]; then

@@ -31,13 +31,11 @@ LAYERS = (
     ("executor.__main__",),
 )
 # What a command that has nothing to do must not pay for; imported inside functions, if at all.
-HEAVY = frozenset(
-    {"pyroute2", "pyseccomp", "prctl", "cryptography", "zstandard", "ssl", "brotli", "urllib3"}
-)
+HEAVY = frozenset({"pyroute2", "prctl", "cryptography", "zstandard", "ssl", "brotli", "urllib3"})
 # Run in processes of their own, which import everything before the first build, or only imported
 # by who talks to a server.
 HEAVY_AT_HOME = (
-    *("sandbox.seccomp", "sandbox.privileges", "sandbox.spawner", "executor.builtins."),
+    *("sandbox.privileges", "sandbox.spawner", "executor.builtins."),
     *("executor.transfers.", "executor.caches.web"),
 )
 
@@ -111,7 +109,7 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules("executor") + modules("sandbox"), ids=dotted)
 def test_every_import_is_declared(path: Path) -> None:
-    declared = {"pyroute2", "prctl", "pyseccomp", "cryptography", "zstandard", "brotli", "urllib3"}
+    declared = {"pyroute2", "prctl", "cryptography", "zstandard", "brotli", "urllib3"}
     known = declared | {"sandbox", "executor"} | sys.stdlib_module_names
     assert {name.split(".")[0] for name in imports(path)} <= known
 

@@ -42,7 +42,7 @@ EXPECTED = {
     "perf": "ENOSYS",
     "userfaultfd": "ENOSYS",
     "vsock": "EAFNOSUPPORT",  # 51
-    "packet": "EAFNOSUPPORT",
+    "packet": "EPERM",
     "alg": "EAFNOSUPPORT",
     "unix_by_number_i386": "OK",
     "unix_by_socketcall": "EAFNOSUPPORT",  # the family lies behind a pointer
