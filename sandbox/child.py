@@ -26,11 +26,13 @@ from sandbox.privileges import (
 from sandbox.seccomp import compile_filter
 from sandbox.spec import Call, SandboxSpec
 from sandbox.step import Step, StepFailedError
+from sandbox.template import Template, enter_template
 
 Function = Callable[[list[bytes], dict[bytes, bytes]], int]
 
 _REPORT = 3
 _LIVENESS = 4
+_TEMPLATE = 5
 _MAX_FD = (1 << 32) - 1
 # The line that Nix leaves in the log, with its colours and without an end of line.
 _EXECUTING = b"\x1b[31;1merror:\x1b[0m executing '\x1b[35;1m%b\x1b[0m': \x1b[35;1m%b\x1b[0m"
@@ -48,11 +50,15 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptors:
-    """What a child gets: where it prints, where it reports, and the pipe that the spawner holds."""
+    """What a child gets: where it prints, where it reports, and the pipe that the spawner holds.
+
+    ``template`` is what to start from, if there is something.
+    """
 
     output: int
     report: int
     liveness: int
+    template: Template | None = None
 
 
 def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> NoReturn:
@@ -61,7 +67,7 @@ def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> 
     try:
         _arrange_descriptors(descriptors)
         report = _REPORT
-        _confine(spec, machine)
+        _confine(spec, machine, descriptors.template)
         os.write(report, pack_report(Ready()))
         _start(spec, machine, report)
     except StepFailedError as error:
@@ -73,13 +79,18 @@ def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> 
         os._exit(1)
 
 
-def _confine(spec: SandboxSpec, machine: Machine) -> None:
+def _confine(spec: SandboxSpec, machine: Machine, template: Template | None) -> None:
     program = machine.filter_program
     if spec.machine == "i686":
         program = compile_filter(multiplexed_sockets=True)
     set_process_attributes(spec)
     set_up_namespaces(spec)
-    enter_new_root(spec)
+    if template is None:
+        enter_new_root(spec)
+    else:
+        namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        enter_template(spec, _TEMPLATE, template.own, namespaces)
+        syscalls.close_range(_TEMPLATE, _MAX_FD)
     with Step("open /dev/null", "open"):
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
@@ -95,21 +106,25 @@ def _confine(spec: SandboxSpec, machine: Machine) -> None:
 
 
 def _arrange_descriptors(descriptors: Descriptors) -> None:
-    """Output at 1 and 2, the report at 3, the pipe at 4, and nothing else open."""
+    """Output at 1 and 2, the report at 3, the pipe at 4, the template at 5, and no others."""
     # Above all targets first, so that none of them is overwritten while it is still needed.
     high = [
         _duplicate_above(fd)
         for fd in (descriptors.output, descriptors.report, descriptors.liveness)
     ]
+    last = _LIVENESS
+    if descriptors.template is not None:
+        last = _TEMPLATE
+        os.dup2(_duplicate_above(descriptors.template.descriptor), _TEMPLATE, inheritable=False)
     os.dup2(high[0], 1)
     os.dup2(high[0], 2)
     os.dup2(high[1], _REPORT, inheritable=False)
     os.dup2(high[2], _LIVENESS, inheritable=False)
-    syscalls.close_range(_LIVENESS + 1, _MAX_FD)
+    syscalls.close_range(last + 1, _MAX_FD)
 
 
 def _duplicate_above(fd: int) -> int:
-    while fd <= _LIVENESS:
+    while fd <= _TEMPLATE:
         fd = os.dup(fd)
     return fd
 

@@ -39,16 +39,38 @@ _READ_ONLY = _SAFE | syscalls.MOUNT_ATTR_RDONLY
 
 def enter_new_root(spec: SandboxSpec) -> None:
     """Build the root of ``spec`` and move into it; nothing of the old one stays reachable."""
+    root = _new_root(spec)
+    builder = Builder(root)
+    for operation in make_plan(spec):
+        builder.perform(operation)
+    _leave_old_root(spec, root)
+
+
+def enter_shared_root(spec: SandboxSpec, operations: tuple[Operation, ...]) -> None:
+    """Build a root that many sandboxes will start from, and move into it.
+
+    Nobody can write to it afterwards, not even root.
+    """
+    root = _new_root(spec)
+    builder = Builder(root)
+    for operation in operations:
+        builder.perform(operation)
+    with Step("make the root read-only", "mount_setattr"):
+        syscalls.mount_setattr(root, syscalls.MOUNT_ATTR_RDONLY, recursive=False)
+    _leave_old_root(spec, root)
+
+
+def _new_root(spec: SandboxSpec) -> int:
     with Step("make mounts private", "mount"):
         syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_PRIVATE)
     with Step("mount the new root", "mount", spec.root_directory):
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         data = b"mode=0750,uid=0,gid=%d" % spec.host_gid
         syscalls.mount(b"sandbox", spec.root_directory, b"tmpfs", flags, data)
-    root = os.open(spec.root_directory, _DIRECTORY)
-    builder = _Builder(root)
-    for operation in make_plan(spec):
-        builder.perform(operation)
+    return os.open(spec.root_directory, _DIRECTORY)
+
+
+def _leave_old_root(spec: SandboxSpec, root: int) -> None:
     with Step("enter the new root", "pivot_root", spec.root_directory):
         os.fchdir(root)
         syscalls.pivot_root(b".", b".")
@@ -59,7 +81,7 @@ def enter_new_root(spec: SandboxSpec) -> None:
     os.close(root)
 
 
-class _Builder:
+class Builder:
     """Performs operations below one root directory."""
 
     def __init__(self, root: int) -> None:
@@ -104,8 +126,10 @@ class _Builder:
                 flags |= syscalls.MS_NODEV
             if operation.no_exec:
                 flags |= syscalls.MS_NOEXEC
-            target = b"/proc/self/fd/%d" % fd
-            syscalls.mount(operation.kind, target, operation.kind, flags, operation.data)
+            # The directory by its descriptor: only the kernel's working directory leads to it
+            # where there is no /proc yet, and no name could be swapped on the way.
+            os.fchdir(fd)
+            syscalls.mount(operation.kind, b".", operation.kind, flags, operation.data)
             os.close(fd)
 
     @perform.register
@@ -126,7 +150,7 @@ class _Builder:
             # Read-only keeps the node's mode and times as they are; writing to a device goes on.
             attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_RDONLY
             syscalls.mount_setattr(mount, attributes, recursive=False)
-            self._attach(mount, b"dev/" + operation.name, is_directory=False)
+            self.attach(mount, b"dev/" + operation.name, is_directory=False)
             os.close(source)
 
     @perform.register
@@ -146,23 +170,19 @@ class _Builder:
             os.close(source)
 
     def _bind(self, operation: BindPath, source: int, is_directory: bool) -> None:
-        # What was looked at, and not what has its path by now (attack row 23).
-        mount = syscalls.open_tree_fd(source, recursive=operation.recursive)
-        attributes = _READ_ONLY if operation.read_only else syscalls.MOUNT_ATTR_NOSUID
-        if not operation.recursive:
-            attributes |= _SAFE
-        syscalls.mount_setattr(mount, attributes, recursive=operation.recursive)
-        self._attach(mount, operation.target, is_directory=is_directory)
+        self.attach(detached(operation, source), operation.target, is_directory=is_directory)
 
     @perform.register
     def _(self, operation: BindInputs) -> None:
         store = self._directory(operation.store, 0o755)
         for source, name in operation.inputs:
             with Step("bind an input", "open_tree", source):
-                _bind_input(store, source, name)
+                mount = prepare_input(store, source, name)
+                if mount is not None:
+                    attach_input(store, name, mount)
         os.close(store)
 
-    def _attach(self, mount: int, target: bytes, *, is_directory: bool) -> None:
+    def attach(self, mount: int, target: bytes, *, is_directory: bool) -> None:
         """Put a detached mount in its place; the mount point is made if need be."""
         if is_directory:
             point = self._directory(target, 0o755)
@@ -204,6 +224,20 @@ class _Builder:
         return current
 
 
+def detached(operation: BindPath, source: int) -> int:
+    """A copy of the mount at an open path, with the attributes that it gets inside.
+
+    The descriptor is what was looked at, and not what has the path by now (attack row 23). Raises
+    ``OSError``.
+    """
+    mount = syscalls.open_tree_fd(source, recursive=operation.recursive)
+    attributes = _READ_ONLY if operation.read_only else syscalls.MOUNT_ATTR_NOSUID
+    if not operation.recursive:
+        attributes |= _SAFE
+    syscalls.mount_setattr(mount, attributes, recursive=operation.recursive)
+    return mount
+
+
 def _empty_file(parent: int, name: bytes) -> int:
     """A file to mount on; an existing one is taken as it is."""
     with suppress(FileExistsError):
@@ -211,8 +245,11 @@ def _empty_file(parent: int, name: bytes) -> int:
     return os.open(name, _PATH_ONLY, dir_fd=parent)
 
 
-def _bind_input(store: int, source: bytes, name: bytes) -> None:
-    """Show one input: directories and files are bound, links made anew with their times."""
+def prepare_input(store: int, source: bytes, name: bytes) -> int | None:
+    """Make the mount point of one input, and a copy of its mount; links are made anew, None.
+
+    Raises ``OSError``.
+    """
     # What is looked at is the copy that will be mounted, whatever has the path by now.
     mount = syscalls.open_tree(source, recursive=False)
     status = os.fstat(mount)
@@ -221,13 +258,18 @@ def _bind_input(store: int, source: bytes, name: bytes) -> None:
         times = (status.st_atime_ns, status.st_mtime_ns)
         os.utime(name, ns=times, dir_fd=store, follow_symlinks=False)
         os.close(mount)
-        return
+        return None
     if stat.S_ISDIR(status.st_mode):
         os.mkdir(name, 0o555, dir_fd=store)
-        point = os.open(name, _PATH_ONLY, dir_fd=store)
     else:
-        point = _empty_file(store, name)
+        os.close(os.open(name, _CREATE, 0o444, dir_fd=store))
     syscalls.mount_setattr(mount, _READ_ONLY, recursive=False)
+    return mount
+
+
+def attach_input(store: int, name: bytes, mount: int) -> None:
+    """Put the copy of an input's mount on its mount point. Raises ``OSError``."""
+    point = os.open(name, _PATH_ONLY, dir_fd=store)
     syscalls.move_mount(mount, point)
     os.close(mount)
     os.close(point)

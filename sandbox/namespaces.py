@@ -7,19 +7,18 @@ from sandbox.network import bring_loopback_up
 from sandbox.spec import Network, SandboxSpec
 from sandbox.step import Step
 
-_ALWAYS = (
-    syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
-)
+_ALWAYS = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
 
 
-def clone_flags(spec: SandboxSpec) -> int:
-    """All namespaces but two.
+def clone_flags(spec: SandboxSpec, *, with_template: bool) -> int:
+    """All namespaces but two, and but that of mounts where there is a template to start from.
 
     The user namespace comes last, see ``privileges``; and the root of a namespace of control
     groups is the group of who makes it, so that the child makes it itself.
     """
     isolated = spec.network is Network.ISOLATED
-    return _ALWAYS | (syscalls.CLONE_NEWNET if isolated else 0)
+    mounts = 0 if with_template else syscalls.CLONE_NEWNS
+    return _ALWAYS | mounts | (syscalls.CLONE_NEWNET if isolated else 0)
 
 
 def set_up_namespaces(spec: SandboxSpec) -> None:

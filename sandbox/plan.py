@@ -117,6 +117,41 @@ def make_plan(spec: SandboxSpec) -> tuple[Operation, ...]:
     return tuple(_operations(spec))
 
 
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """A plan in two: what many sandboxes can have in common, and what is each one's own."""
+
+    shared: tuple[Operation, ...]
+    own: tuple[Operation, ...]
+
+
+def split_plan(spec: SandboxSpec) -> Halves | None:
+    """The halves of a plan; None where something shared would lie in what is not.
+
+    What can be written, and whatever the kernel makes for one sandbox alone, is its own; the
+    mount points for it are shared.
+    """
+    plan = make_plan(spec)
+    own = tuple(operation for operation in plan if _is_own(operation))
+    targets = [
+        operation.target for operation in own if isinstance(operation, BindPath | MountFileSystem)
+    ]
+    shared = tuple(operation for operation in plan if not _is_own(operation))
+    for operation in shared:
+        if isinstance(operation, BindPath | MakeFile | MakeLink) and any(
+            operation.target.startswith(target + b"/") for target in targets
+        ):
+            return None
+    return Halves((*(MakeDirectory(target) for target in targets), *shared), own)
+
+
+def _is_own(operation: Operation) -> bool:
+    # The binds that the sandbox itself needs are of one mount; those of the settings are of trees.
+    if isinstance(operation, BindPath):
+        return not operation.recursive
+    return isinstance(operation, BindInputs | MountFileSystem)
+
+
 def _operations(spec: SandboxSpec) -> Iterator[Operation]:
     for name in (b"build", b"etc", b"proc", b"tmp"):
         if name != b"build" or _inside(spec.build_directory.target) == b"build":

@@ -28,6 +28,7 @@ from sandbox.messages import Value, pack, unpack, unpack_spec
 from sandbox.namespaces import clone_flags
 from sandbox.privileges import last_capability
 from sandbox.seccomp import compile_filter
+from sandbox.template import Templates
 
 _MAX_DATAGRAM = 1 << 16
 _MAX_FDS = 4
@@ -40,6 +41,7 @@ class _Server:
     def __init__(self, control: socket.socket, machine: Machine) -> None:
         self._control = control
         self._machine = machine
+        self._templates = Templates()
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> request, pid
@@ -77,9 +79,13 @@ class _Server:
     ) -> None:
         with open(spec_fd, "rb", closefd=False) as file:
             spec = unpack_spec(file.read())
-        descriptors = Descriptors(output=output, report=report, liveness=self._liveness)
+        template = self._templates.find(spec)
+        descriptors = Descriptors(
+            output=output, report=report, liveness=self._liveness, template=template
+        )
         try:
-            pid, pidfd = syscalls.clone3(clone_flags(spec), cgroup)
+            flags = clone_flags(spec, with_template=template is not None)
+            pid, pidfd = syscalls.clone3(flags, cgroup)
         except OSError as error:
             self._answer(("refused", request, error.errno or 0))
             return

@@ -142,6 +142,12 @@ def unshare(flags: int) -> None:
         _fail()
 
 
+def setns(fd: int, kind: int) -> None:
+    """setns(2)."""
+    if _libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)) != 0:
+        _fail()
+
+
 def mount(source: bytes, target: bytes, kind: bytes, flags: int, data: bytes = b"") -> None:
     """mount(2)."""
     result = _libc.mount(source, target, kind, ctypes.c_ulong(flags), data or None)

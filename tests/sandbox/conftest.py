@@ -6,13 +6,14 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from sandbox import Bind, Exec, Exit, File, SandboxProcess, SandboxSpec, Spawner
+from sandbox import Bind, Exec, Exit, File, SandboxProcess, SandboxSpec, SetupFailedError, Spawner
 
 UID = 880_920_001
 BUSYBOX = b"/bin/busybox"
@@ -31,8 +32,9 @@ class Finished:
 class Bench:
     """Makes specifications in a directory of the test, and runs them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, from_template: bool = False) -> None:
         self.directory = directory
+        self._from_template = from_template
         self._count = 0
 
     def spec(self, script: str, **changes: Any) -> SandboxSpec:
@@ -91,9 +93,19 @@ class Bench:
 
     def run_spec(self, spec: SandboxSpec) -> Finished:
         async def go(spawner: Spawner) -> Finished:
+            if self._from_template:
+                await self._prepare(spawner, spec)
             return await self.finish(*await self.start(spawner, spec))
 
         return with_spawner(go)
+
+    async def _prepare(self, spawner: Spawner, spec: SandboxSpec) -> None:
+        """Two sandboxes of the same kind before, so that the spawner keeps a root for a third."""
+        kept = (*("host_uid", "host_gid", "inputs", "binds", "files", "kvm"), "store_directory")
+        for _ in range(2):
+            fresh = self.spec("true", **{name: getattr(spec, name) for name in kept})
+            with suppress(SetupFailedError):
+                await self.finish(*await self.start(spawner, fresh))
 
 
 def with_spawner(
@@ -111,10 +123,11 @@ def with_spawner(
     return asyncio.run(go())
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+@pytest.fixture(params=["alone", "template"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    """Every promise holds for a root that is made for one sandbox, and for a prepared one."""
     os.chmod(tmp_path, 0o700)
-    return Bench(tmp_path)
+    return Bench(tmp_path, from_template=request.param == "template")
 
 
 @pytest.fixture(scope="session")

@@ -286,7 +286,8 @@ def test_a_missing_optional_path_is_left_out(bench: Bench) -> None:
 def test_many_starts_leak_nothing(bench: Bench) -> None:
     async def go(spawner: Spawner) -> None:
         spawner_fds = f"/proc/{spawner._process.pid}/fd"
-        await bench.finish(*await bench.start(spawner, bench.spec("true")))
+        for _ in range(3):  # what a spawner keeps for the next ones is there from the third on
+            await bench.finish(*await bench.start(spawner, bench.spec("true")))
         before = len(os.listdir(spawner_fds)), len(os.listdir("/proc/self/fd"))
         for _ in range(50):
             await bench.finish(*await bench.start(spawner, bench.spec("true")))
