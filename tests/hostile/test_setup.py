@@ -210,7 +210,7 @@ def swapping_path(*arguments, **options):
     return tree
 os.mkdir("root")
 syscalls.mount(b"x", b"root", b"tmpfs", 0, b"")
-builder = mounts._Builder(os.open("root", os.O_RDONLY | os.O_DIRECTORY))
+builder = mounts.Builder(os.open("root", os.O_RDONLY | os.O_DIRECTORY))
 source = os.fsencode(base) + b"/source"
 try:
     if what == "path":
