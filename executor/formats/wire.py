@@ -49,6 +49,8 @@ class WireReader:
 
     def exactly(self, size: int) -> bytes:
         """So many bytes."""
+        if not size:
+            return b""
         data = self._source.read(size)
         if len(data) == size:
             return data

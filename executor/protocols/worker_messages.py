@@ -57,6 +57,10 @@ class MessageReader(WireReader):
         self.store_dir = store_dir
         self.version = version
 
+    def nested(self, source: Source, version: Version) -> MessageReader:
+        """Reads another stream that is part of the same message, and paid for with it."""
+        return MessageReader(source, self.store_dir, version, self._pay)
+
     def path(self) -> StorePath:
         """A store path."""
         return self.store_dir.parse(self.text(MAX_PATH))

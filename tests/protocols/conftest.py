@@ -49,10 +49,16 @@ class RunningDaemon:
         return Path(f"{self.root}{path}")
 
     def nix(self, *words: str, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of stock Nix as a client."""
+        """Run a command of stock Nix as a client, which looks at the store's files itself, too."""
+        script = 'mount --bind "$0/nix" /nix && exec "$@"'
         done = subprocess.run(
-            words,
-            env={**self.environment, "NIX_REMOTE": f"unix://{self.socket_path}", **more},
+            ["unshare", "-m", "sh", "-c", script, str(self.root), *words],
+            env={
+                **self.environment,
+                "NIX_REMOTE": f"unix://{self.socket_path}",
+                "NIX_CONFIG": "build-users-group =",
+                **more,
+            },
             capture_output=True,
             text=True,
             timeout=120,
@@ -79,6 +85,8 @@ class RunningDaemon:
 
 def start_daemon(directory: Path, *words: str, settings: str = "") -> RunningDaemon:
     """Start a daemon with a store of its own."""
+    Path("/nix").mkdir(exist_ok=True)
+    (directory / "root" / "nix").mkdir(parents=True)
     (directory / "etc").mkdir()
     (directory / "etc" / "nix.conf").write_text(
         f"substituters =\nexperimental-features = nix-command ca-derivations\n{settings}"

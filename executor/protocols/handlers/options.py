@@ -11,6 +11,7 @@ _MAX_VALUE = 1 << 20
 
 
 def set_options(call: Call) -> None:
+    """Settings for this connection."""
     read = call.read
     keep_failed, keep_going, fallback = read.boolean(), read.boolean(), read.boolean()
     verbosity = read.number(_MAX_INT)

@@ -13,12 +13,14 @@ from executor.store.tree import dump_tree
 
 
 def is_valid_path(call: Call) -> None:
+    """Whether a path is valid."""
     path = call.read.path()
     call.begin()
     call.answer.boolean(call.store.is_valid(path))
 
 
 def query_valid_paths(call: Call) -> None:
+    """Those of some paths that are valid, perhaps fetched before."""
     paths = call.read.paths()
     wanted = call.version.minor >= 27 and call.read.boolean()
     call.begin()
@@ -28,18 +30,21 @@ def query_valid_paths(call: Call) -> None:
 
 
 def query_referrers(call: Call) -> None:
+    """What refers to a path."""
     path = call.read.path()
     call.begin()
     call.answer.paths(call.store.query_referrers(path))
 
 
 def query_valid_derivers(call: Call) -> None:
+    """Derivations that have a path as output."""
     path = call.read.path()
     call.begin()
     call.answer.paths(call.store.query_derivers(path))
 
 
 def query_deriver(call: Call) -> None:
+    """What a path was built from."""
     path = call.read.path()
     call.begin()
     call.answer.optional_path(call.store.query_deriver(path))
@@ -55,19 +60,23 @@ def _outputs(call: Call) -> dict[str, StorePath | None]:
 
 
 def query_derivation_outputs(call: Call) -> None:
+    """Paths of a derivation's outputs, as far as they are known."""
     found = _outputs(call).values()
     call.answer.paths({path for path in found if path is not None})
 
 
 def query_derivation_output_names(call: Call) -> None:
+    """Names of a derivation's outputs."""
     call.answer.texts(sorted(_outputs(call)))
 
 
 def query_derivation_output_map(call: Call) -> None:
+    """A derivation's outputs with their paths, as far as these are known."""
     call.answer.output_map(_outputs(call))
 
 
 def query_path_from_hash_part(call: Call) -> None:
+    """The path with a hash part."""
     part = call.read.text(256)
     call.begin()
     if len(part) != DIGEST_LENGTH or not base32.is_valid(part):
@@ -76,11 +85,13 @@ def query_path_from_hash_part(call: Call) -> None:
 
 
 def query_all_valid_paths(call: Call) -> None:
+    """Every valid path."""
     call.begin()
     call.answer.paths(call.store.query_all_valid())
 
 
 def query_path_info(call: Call) -> None:
+    """What is known of a path."""
     path = call.read.path()
     call.begin()
     try:
@@ -104,6 +115,7 @@ def nar_from_path(call: Call) -> None:
 
 
 def query_realisation(call: Call) -> None:
+    """What an output came to be."""
     key = call.read.drv_output()
     call.begin()
     found = call.store.realisations.query(key)
@@ -117,12 +129,14 @@ def query_realisation(call: Call) -> None:
 
 
 def query_substitutable_paths(call: Call) -> None:
+    """Those of some paths that somebody offers."""
     paths = call.read.paths()
     call.begin()
     call.answer.paths(offers_of(call, dict.fromkeys(paths)).keys())
 
 
 def query_substitutable_path_info(call: Call) -> None:
+    """The offer of one path."""
     path = call.read.path()
     call.begin()
     found = offers_of(call, {path: None}).get(path)
@@ -132,6 +146,7 @@ def query_substitutable_path_info(call: Call) -> None:
 
 
 def query_substitutable_path_infos(call: Call) -> None:
+    """Offers of many paths."""
     if call.version.minor >= 22:
         wanted = call.read.path_addresses()
     else:

@@ -13,6 +13,7 @@ _MAX_LINK = 4096
 
 
 def ensure_path(call: Call) -> None:
+    """Make a path valid."""
     path = call.read.path()
     call.begin()
     ensure(call, path)
@@ -20,6 +21,7 @@ def ensure_path(call: Call) -> None:
 
 
 def add_temp_root(call: Call) -> None:
+    """Keep a path for as long as this connection."""
     path = call.read.path()
     call.begin()
     call.store.add_temp_root(path)
@@ -35,6 +37,7 @@ def _link(call: Call) -> str:
 
 
 def add_indirect_root(call: Call) -> None:
+    """Register a link of a user's as a root."""
     link = _link(call)
     call.begin()
     make_indirect_root(call.store.location, link)
@@ -42,6 +45,7 @@ def add_indirect_root(call: Call) -> None:
 
 
 def add_perm_root(call: Call) -> None:
+    """Make a link that is a root."""
     call.require_trust(
         "you are not privileged to create perm roots\n\n"
         "hint: you can just do this client-side without special privileges, and probably want to "
@@ -53,6 +57,7 @@ def add_perm_root(call: Call) -> None:
 
 
 def find_roots(call: Call) -> None:
+    """All roots; who isn't trusted isn't told of processes."""
     call.begin()
     roots = call.store.find_roots(censor=not call.trusted, report=call.report)
     call.answer.number(sum(map(len, roots.values())))
