@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import struct
@@ -157,6 +158,18 @@ def test_row_148_ultimate_is_cleared(daemon: RunningDaemon, stranger: RawClient)
     assert stranger.number() == 0
     stranger.number(), stranger.number()
     assert stranger.number() == 0  # ultimate
+
+
+def test_row_149_a_realisation_without_a_signature_is_refused(
+    daemon: RunningDaemon, stranger: RawClient
+) -> None:
+    key = f"sha256:{'0' * 64}!out"
+    fields = {"dependentRealisations": {}, "id": key, "outPath": "0" * 32 + "-x", "signatures": []}
+    stranger.send(number(Op.REGISTER_DRV_OUTPUT), text(json.dumps(fields)))
+    assert "lacks a signature by a trusted key" in stranger.error()
+    stranger.send(number(Op.QUERY_REALISATION), text(key))
+    stranger.last()
+    assert stranger.number() == 0
 
 
 def basic_derivation(output: tuple[str, str, str, str]) -> bytes:
