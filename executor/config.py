@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from executor.errors import ConfigError
 from executor.host import Host, detect_host
+from executor.limits import MODES, Resource, parse_limit, parse_limit_rules
 from executor.settings import ALIASES, HARMLESS, NIX_ONLY, SandboxPath, Settings
 
 __all__ = ["LoadedSettings", "SandboxPath", "Settings", "load_settings"]
@@ -21,6 +22,8 @@ _DEFAULT_CONF_DIR = "/etc/nix"
 _EXTRA = "extra-"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+_LIMITS = frozenset(resource.setting for resource in Resource)
 
 ReadFile = Callable[[str], str]
 
@@ -63,23 +66,6 @@ def load_settings(
     for name, value in overrides:
         resolver.assign(_Assignment(name, value, f"option '{name}'", from_command_line=True))
     return LoadedSettings(resolver.settings(), resolver.warnings)
-
-
-def override_settings(
-    settings: Settings, overrides: Iterable[tuple[str, str]], origin: str
-) -> LoadedSettings:
-    """Other settings, as somebody asks for who is not our command line: a client of the daemon.
-
-    What would weaken the sandbox, is unknown or can't be is ignored with a warning.
-    """
-    resolver = _Resolver({field.name: getattr(settings, field.name) for field in fields(settings)})
-    warnings: list[str] = []
-    for name, value in overrides:
-        try:
-            resolver.assign(_Assignment(name, value, origin))
-        except ConfigError as error:
-            warnings.append(str(error))
-    return LoadedSettings(resolver.settings(), (*warnings, *resolver.warnings))
 
 
 def _read_file(path: str) -> str:
@@ -240,17 +226,23 @@ def _parse(name: str, kind: str, text: str) -> object:
     if kind == "bool":
         return _boolean(text)
     if kind == "int":
+        if name in _LIMITS:
+            return parse_limit(text)
         if name == "max-jobs" and text == "auto":
             return len(os.sched_getaffinity(0))
         return _integer(text)
     if kind.startswith("tuple[SandboxPath"):
         return tuple(parse_sandbox_path(word) for word in text.split())
+    if kind.startswith("tuple[LimitRule"):
+        return parse_limit_rules(text)
     if kind.startswith("tuple"):
         return tuple(text.split())
     if kind.startswith("frozenset"):
         return frozenset(text.split())
     if kind.startswith("Mapping"):
         return dict(_pair(word) for word in text.split())
+    if name == "build-limits-mode" and text not in MODES:
+        raise ValueError(f"'{text}' is not one of {', '.join(MODES)}")
     return text
 
 

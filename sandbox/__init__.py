@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sandbox.cgroup import CgroupMembers, CgroupUsage
     from sandbox.errors import (
         CgroupError,
         SandboxError,
@@ -26,6 +27,8 @@ __all__ = [
     "Call",
     "Cgroup",
     "CgroupError",
+    "CgroupMembers",
+    "CgroupUsage",
     "Exec",
     "Exit",
     "Exited",
@@ -46,6 +49,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "cgroup": ("CgroupMembers", "CgroupUsage"),
     "errors": ("CgroupError", "SandboxError", "SetupFailedError", "SpawnerLostError", "SpecError"),
     "launcher": ("Launched", "launch"),
     "process": ("Exit", "Exited", "ResourceUsage", "SandboxProcess", "Signaled", "Spawner"),

@@ -111,6 +111,30 @@ class BuildCgroup:
         os.rmdir(self._name, dir_fd=self._parent)
 
 
+class CgroupMembers:
+    """The processes of a group and of all below it, also from another thread.
+
+    Has a descriptor of its own, so that the group may be removed meanwhile. Calling it gives the
+    ids, as far as they can be seen from here; none when the group is gone.
+    """
+
+    def __init__(self, group: int) -> None:
+        self._fd = os.dup(group) if group >= 0 else -1
+
+    def __call__(self) -> list[int]:
+        if self._fd < 0:
+            return []
+        with suppress(OSError):
+            return _members(self._fd)
+        return []
+
+    def close(self) -> None:
+        """Close the descriptor; nobody may be calling."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
 def open_group(path: bytes | str, parent: int | None = None) -> int:
     """A descriptor of a group's directory. Raises ``OSError``, also where it isn't cgroup v2."""
     fd = os.open(path, _DIRECTORY, dir_fd=parent)
@@ -161,6 +185,34 @@ def remove_below(group: int) -> None:
                 return
     finally:
         os.close(current)
+
+
+def _members(group: int) -> list[int]:
+    """Processes, of threaded groups threads; one descriptor is open at a time, as in removing."""
+    found: list[int] = []
+    current = os.dup(group)
+    try:
+        found += _own_members(current)
+        pending = [_children(current)]
+        while pending:
+            if pending[-1]:
+                current = _step(current, pending[-1].pop())
+                found += _own_members(current)
+                pending.append(_children(current))
+            else:
+                pending.pop()
+                current = _step(current, b"..") if pending else current
+        return found
+    finally:
+        os.close(current)
+
+
+def _own_members(group: int) -> list[int]:
+    try:
+        content = read_file(group, b"cgroup.procs")
+    except OSError:  # a threaded group doesn't say
+        content = read_file(group, b"cgroup.threads")
+    return [int(line) for line in content.split() if line != b"0"]
 
 
 def _step(current: int, name: bytes) -> int:

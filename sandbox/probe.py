@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sandbox import syscalls
-from sandbox.errors import SandboxError
+from sandbox.cgroup_home import CgroupHome
+from sandbox.errors import CgroupError, SandboxError
 from sandbox.seccomp import compile_filter
+from sandbox.spec import Cgroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +134,20 @@ def _landlock() -> str:
     return f"version {abi}"
 
 
-def _cgroup() -> str:
-    with open("/sys/fs/cgroup/cgroup.controllers", encoding="ascii") as file:
-        controllers = file.read().split()
-    missing = {"memory", "pids"} - set(controllers)
-    if missing:
-        raise OSError(errno.ENODEV, f"controllers missing: {', '.join(sorted(missing))}")
-    return " ".join(controllers)
+def _limit(wanted: Cgroup) -> Callable[[], str]:
+    """Make a group with a limit, as a build with that setting has it."""
+
+    def attempt() -> str:
+        home = CgroupHome()
+        try:
+            group = home.create(wanted, (0, 0))
+            return "applied" if group is not None else "without a control group"
+        except CgroupError as error:
+            raise OSError(errno.ENODEV, str(error)) from error
+        finally:
+            home.close()
+
+    return attempt
 
 
 _CONTAINER = "run as root, and in a container with all capabilities (docker run --privileged)"
@@ -195,10 +204,22 @@ _PROBES = (
         remedy="only a second line of defence for fixed-output builds: Linux 6.12 has it",
     ),
     _Probe(
-        name="cgroup v2 controllers",
-        attempt=_cgroup,
+        name="control groups",
+        attempt=_limit(Cgroup(required=True)),
         required=False,
-        remedy="only for limits on memory and processes: boot with the unified cgroup hierarchy",
+        remedy="only for 'build-cpu-max' and exact CPU times: mount cgroup v2 writable",
+    ),
+    _Probe(
+        name="limit of memory",
+        attempt=_limit(Cgroup(memory_max=1 << 30)),
+        required=False,
+        remedy="only for 'build-memory-max', and builds without it run as ever",
+    ),
+    _Probe(
+        name="limit of processes",
+        attempt=_limit(Cgroup(pids_max=1000)),
+        required=False,
+        remedy="only for 'build-pids-max', and builds without it run as ever",
     ),
 )
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from sandbox.cgroup import BuildCgroup, CgroupUsage
+from sandbox.cgroup import BuildCgroup, CgroupMembers, CgroupUsage
 from sandbox.cgroup_home import CgroupHome
 from sandbox.errors import CgroupError, SandboxError, SetupFailedError, SpawnerLostError
 from sandbox.launcher import Launched, launch
@@ -82,6 +82,19 @@ class SandboxProcess:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except (ProcessLookupError, OSError):
             return
+
+    def used(self) -> CgroupUsage | None:
+        """What has been used so far, where that is counted and the sandbox hasn't ended."""
+        if self.cgroup is None or self.cgroup.fd < 0:
+            return None
+        try:
+            return self.cgroup.usage()
+        except OSError:
+            return None  # somebody else has removed the group; the end will tell
+
+    def members(self) -> CgroupMembers:
+        """The processes of the sandbox, to be asked for by any thread; without a group none."""
+        return CgroupMembers(self.cgroup.fd if self.cgroup is not None else -1)
 
     async def wait(self) -> Exit:
         """Wait for the end, when no process of the sandbox is left.
@@ -152,11 +165,6 @@ class Spawner:
         finally:
             os.close(report)
         return await _judge(SandboxProcess(pid, pidfd, None, cgroup, pending.exit), reports)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the process has ended on its own: nothing can be started with it any more."""
-        return self._lost is not None
 
     async def close(self) -> None:
         """End the spawner and everything that it runs."""

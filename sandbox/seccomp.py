@@ -52,16 +52,24 @@ class FilterUnavailableError(Exception):
     reason: str
 
 
-def compile_filter(*, multiplexed_sockets: bool = False, machine: str | None = None) -> bytes:
+def compile_filter(
+    *,
+    multiplexed_sockets: bool = False,
+    preallocation: bool = True,
+    machine: str | None = None,
+) -> bytes:
     """The whole filter as BPF bytes, for this machine unless another is named.
 
     A 32-bit libc may make sockets by ``socketcall``, whose family lies behind a pointer: that is
-    refused, unless ``multiplexed_sockets`` lets 32-bit programs use every family.
+    refused, unless ``multiplexed_sockets`` lets 32-bit programs use every family. Without
+    ``preallocation`` file systems seem not to support it; programs write zeros instead.
     """
     name = machine or os.uname().machine
     if name not in _MACHINES:
         raise FilterUnavailableError(f"the numbers of system calls of '{name}' aren't known here")
     policy = _policy(multiplexed_sockets=multiplexed_sockets)
+    if not preallocation:
+        policy["fallocate"] = _UNSUPPORTED
     conventions = {
         convention: bpf.by_number(_by_number(policy, numbers), _ABSENT)
         for convention, numbers in _MACHINES[name]

@@ -112,7 +112,8 @@ class SandboxSpec:
     same kind that appears, writable by ``host_gid``, as ``store_directory``; mount points for the
     inputs are made in it. ``temporary_directory`` appears as ``/tmp``. ``files`` are made below
     ``/etc``. ``machine`` is ``i686`` for a 32-bit personality. ``dev_shm_size`` is as tmpfs takes
-    it. ``name`` is for messages. Raises ``SpecError`` for what can't be obeyed.
+    it. Without ``preallocation`` no space on disk can be had but by writing. ``name`` is for
+    messages. Raises ``SpecError`` for what can't be obeyed.
     """
 
     name: str
@@ -139,6 +140,7 @@ class SandboxSpec:
     dev_shm_size: str = "50%"
     machine: str | None = None
     cgroup: Cgroup = Cgroup()
+    preallocation: bool = True
 
     def __post_init__(self) -> None:
         for what, path in (

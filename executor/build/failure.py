@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from executor.build.result import BuildStatus, FailureCause
 from executor.errors import ExecutorError
+from executor.limits import Exceeded
 
 
 class BuildFailureError(ExecutorError):
     """A derivation can't be built, or was built wrongly. The graph goes on without it.
 
-    ``status`` is the verdict as Nix names it, ``cause`` tells apart what shares a status.
+    ``status`` is the verdict as Nix names it, ``cause`` tells apart what shares a status, and
+    ``exceeded`` is the limit that was passed, if it was one.
     """
 
-    def __init__(self, status: BuildStatus, message: str, cause: FailureCause) -> None:
+    def __init__(
+        self,
+        status: BuildStatus,
+        message: str,
+        cause: FailureCause,
+        *,
+        exceeded: Exceeded | None = None,
+    ) -> None:
         super().__init__(message)
+        self.exceeded = exceeded
         self.status = status
         self.message = message
         self.cause = cause

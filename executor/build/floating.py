@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import BinaryIO
 
 from executor.build.failure import unable
 from executor.build.result import FailureCause
@@ -51,13 +52,20 @@ class Settler:
     """Finds the true paths of the outputs of one build, one after the other.
 
     ``target_fd`` is an empty directory that only root can enter; what has to be rewritten is
-    copied there.
+    copied there. ``progress`` may raise to stop the work.
     """
 
-    def __init__(self, store_dir: StoreDir, drv_name: str, target_fd: int) -> None:
+    def __init__(
+        self,
+        store_dir: StoreDir,
+        drv_name: str,
+        target_fd: int,
+        progress: Callable[[int], object],
+    ) -> None:
         self._store_dir = store_dir
         self._drv_name = drv_name
         self._target_fd = target_fd
+        self._progress = progress
         self._final: dict[StorePath, StorePath] = {}
 
     def settle(
@@ -125,19 +133,23 @@ class Settler:
         if recursive and algorithm is HashAlgorithm.SHA256 and not rewrites:
             return staged.info.nar_hash
         return hash_contents(
-            staged.directory_fd, staged.name, specification.method, algorithm, rewrites
+            *(staged.directory_fd, staged.name, specification.method, algorithm, rewrites),
+            progress=self._progress,
         )
 
     def _rewritten(self, staged: StagedOutput, rewrites: _Rewrites) -> StagedOutput:
         """A copy with other hash parts, and what it hashes to now."""
         name = staged.name + _SUFFIX
         try:
-            copy_rewritten(staged.directory_fd, staged.name, self._target_fd, name, rewrites)
+            copy_rewritten(
+                *(staged.directory_fd, staged.name, self._target_fd, name, rewrites),
+                progress=self._progress,
+            )
         except FormatError as error:
             # Names of files that hold a scratch path may sort otherwise with the true one.
             text = f"output '{staged.output}' can't be rewritten to its true path: {error}"
             raise unable(text, FailureCause.OUTPUT) from error
-        description = canonicalise_and_describe(self._target_fd, name)
+        description = canonicalise_and_describe(self._target_fd, name, progress=self._progress)
         info = replace(staged.info, nar_hash=description.nar_hash, nar_size=description.nar_size)
         return replace(staged, directory_fd=self._target_fd, name=name, info=info)
 
@@ -146,8 +158,26 @@ def _key(path: StorePath) -> bytes:
     return path.digest.encode()
 
 
+class _Watched:
+    """A pipe that is read only as long as nobody says stop."""
+
+    def __init__(self, pipe: BinaryIO, progress: Callable[[int], object]) -> None:
+        self._pipe = pipe
+        self._progress = progress
+
+    def read(self, size: int, /) -> bytes:
+        self._progress(0)
+        return self._pipe.read(size)
+
+
 def copy_rewritten(
-    source_fd: int, source_name: bytes, target_fd: int, target_name: bytes, rewrites: _Rewrites
+    source_fd: int,
+    source_name: bytes,
+    target_fd: int,
+    target_name: bytes,
+    rewrites: _Rewrites,
+    *,
+    progress: Callable[[int], object],
 ) -> None:
     """Copy a canonical tree with some hash parts replaced, wherever they stand.
 
@@ -169,7 +199,7 @@ def copy_rewritten(
     thread.start()
     try:
         with open(reading, "rb", buffering=_CHUNK) as pipe:
-            restore_tree(pipe, target_fd, target_name)
+            restore_tree(_Watched(pipe, progress), target_fd, target_name)
     finally:
         # A reader that gave up breaks the pipe, and the thread ends with it.
         thread.join()

@@ -10,9 +10,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from executor.build.check import Differing, compare, not_deterministic, run_diff_hook
 from executor.build.context import BuildContext
+from executor.build.disk import DiskMeter, opened
 from executor.build.events import BuildStarted, Notice, Purpose, WaitingForLock, WaitingForUser
 from executor.build.failure import BuildFailureError, unable
 from executor.build.install import install
@@ -22,6 +24,15 @@ from executor.build.plan import Node
 from executor.build.prebuild import run_pre_build_hook
 from executor.build.prepare import Preparation, Present, prepare
 from executor.build.request import BuildRequest, make_request, shares_with_host
+from executor.build.restraints import (
+    disk_meter,
+    not_applied,
+    output_progress,
+    resources_of,
+    restrained,
+    stopped,
+    unavailable,
+)
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
 from executor.build.shared import (
@@ -40,8 +51,10 @@ from executor.config import SandboxPath
 from executor.errors import ExecutorError
 from executor.formats.hashes import Hash
 from executor.formats.store_path import StorePath
+from executor.limits import BuildLimits
 from executor.store.locks import PathLocks, lock_holders
-from sandbox import SandboxError
+from executor.store.progress import StoppedError
+from sandbox import CgroupError, SandboxError
 
 # Waiting for a lock or a user: seconds between two tries, growing up to the longest.
 _POLL = 0.05
@@ -70,6 +83,8 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
         return job.succeeded(BuildStatus.BUILT, outputs)
     except BuildFailureError as failure:
         return job.failed(failure)
+    except CgroupError as error:
+        return job.failed(unavailable(job.name, error, job.resources))
     except SandboxError as error:
         text = f"can't set up the sandbox for '{job.name}': {error}"
         return job.failed(unable(text, FailureCause.SETUP))
@@ -92,6 +107,7 @@ class _Job:
         self._log_path: str | None = None
         self._kept: str | None = None
         self._hashes: dict[str, Hash] = {}
+        self.resources = BuildLimits()
         self._extra_paths: tuple[SandboxPath, ...] = ()
         self.name = self._store.store_dir.render(node.drv_path)
 
@@ -159,6 +175,7 @@ class _Job:
         With the setting ``repeat`` it runs more often, each time from the start, and only what
         came out the same every time gets into the store.
         """
+        self.resources = resources_of(self._context.settings, preparation)
         for _ in range(self._repetitions(preparation)):
             async with self._round(preparation, user) as (_workspace, staged):
                 self._compare_rounds(staged)
@@ -205,10 +222,11 @@ class _Job:
         try:
             workspace = await self._context.work(owner.open)
             request = await self._request(preparation, user, workspace)
-            outcome = await self._run(request)
+            with opened(disk_meter(self.resources, workspace, user)) as meter:
+                outcome = await self._run(request, meter)
             if not outcome.success:
                 raise self._verdict(outcome, preparation, workspace)
-            yield workspace, await self._collect(workspace, preparation, user)
+            yield workspace, await self._collect(workspace, preparation, user, outcome)
             await self._context.work(owner.close_well)
         except BuildFailureError:
             await self._keep(owner, preparation)
@@ -244,17 +262,18 @@ class _Job:
             write_build_file(workspace.build_fd, name, content, mode, user)
         return request
 
-    async def _run(self, request: BuildRequest) -> Outcome:
-        spawner = await self._context.spawners.get(builtin=request.is_builtin)
+    async def _run(self, request: BuildRequest, meter: DiskMeter | None) -> Outcome:
+        spawner = await self._context.spawner_for(builtin=request.is_builtin)
         self._log_path, log = open_log(self._context, self._node.drv_path)
         try:
             self._outcome = await run_builder(
                 spawner,
-                request.spec,
+                restrained(request.spec, self.resources, self._context.settings.build_limits_mode),
                 limits=self._limits,
                 log=log,
                 on_entry=self._take_entry,
                 on_start=self._started,
+                meter=meter,
             )
         finally:
             if log is not None:
@@ -262,11 +281,13 @@ class _Job:
         if log is not None and log.error is not None:
             text = f"the log of '{self.name}' is not complete: {log.error.strerror}"
             self._context.emit(Notice(level=1, text=text))
+        for text in not_applied(self.resources, self._outcome):
+            self._context.emit(Notice(level=1, text=f"'{self.name}': {text}"))
         return self._outcome
 
     @property
     def _limits(self) -> Limits:
-        return limits_of(self._context.settings)
+        return replace(limits_of(self._context.settings), resources=self.resources)
 
     def _started(self, start_time: float) -> None:
         node = self._node
@@ -302,7 +323,7 @@ class _Job:
         )
 
     async def _collect(
-        self, workspace: Workspace, preparation: Preparation, user: BuildUser
+        self, workspace: Workspace, preparation: Preparation, user: BuildUser, outcome: Outcome
     ) -> list[StagedOutput]:
         settings = self._context.settings
         rules = OutputRules(
@@ -322,7 +343,11 @@ class _Job:
             sync=settings.fsync_store_paths,
             store_dir=self._store.store_dir,
         )
-        return await self._context.work(collect_outputs, workspace, rules)
+        progress = output_progress(outcome, self._limits)
+        try:
+            return await self._context.work_until(progress, collect_outputs, workspace, rules)
+        except StoppedError as error:
+            raise stopped(self.name, error, self._limits) from error
 
     def _may_leak(self, preparation: Preparation) -> bool:
         """Whether a descriptor of the build's directories could be somewhere else afterwards."""
@@ -389,7 +414,12 @@ class _Job:
         return self._result(status, outputs=dict(outputs))
 
     def failed(self, failure: BuildFailureError) -> BuildResult:
-        return self._result(failure.status, message=failure.message, cause=failure.cause)
+        return self._result(
+            failure.status,
+            message=failure.message,
+            cause=failure.cause,
+            exceeded=failure.exceeded,
+        )
 
     def _result(self, status: BuildStatus, **more: object) -> BuildResult:
         outcome = self._outcome
@@ -403,6 +433,9 @@ class _Job:
                 "log_tail": outcome.log_tail,
                 "exit_code": outcome.exit_code,
                 "signal": outcome.signal,
+                "memory_peak": outcome.peaks.memory,
+                "pids_peak": outcome.peaks.pids,
+                "disk_peak": outcome.peaks.disk,
             }
         return BuildResult(
             drv_path=self._node.drv_path,

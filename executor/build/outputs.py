@@ -35,6 +35,7 @@ from executor.store.canonicalise import Canonicaliser, TreeDescription, canonica
 from executor.store.contents import hash_contents
 from executor.store.errors import UnacceptableTreeError
 from executor.store.path_info import PathInfo
+from executor.store.progress import Progress
 from executor.store.tree import copy_tree, sync_tree
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -67,25 +68,33 @@ class OutputRules:
         return f"output '{output}' of '{self.store_dir.render(self.drv_path)}'"
 
 
-def collect_outputs(workspace: Workspace, rules: OutputRules) -> list[StagedOutput]:
+def collect_outputs(
+    progress: Progress, workspace: Workspace, rules: OutputRules
+) -> list[StagedOutput]:
     """Check and describe the wanted outputs, in an order that puts references first.
 
-    Raises ``BuildFailureError`` with the verdict that Nix gives.
+    Raises ``BuildFailureError`` with the verdict that Nix gives, and ``StoppedError`` when
+    ``progress`` says so.
     """
     policy = Canonicaliser(
         allowed_uids=range(rules.user.uid, rules.user.uid + 1), ignored_acls=rules.ignored_acls
     )
     for output in sorted(rules.wanted):
         _check_top(workspace.scratch_fd, rules, output)
-    staged = [_stage(workspace, rules, policy, output) for output in sorted(rules.wanted)]
-    return _settled(workspace, rules, _in_registration_order(staged, rules))
+    staged = []
+    for output in sorted(rules.wanted):
+        progress.next_tree()
+        staged.append(_stage(workspace, rules, policy, output, progress))
+    return _settled(workspace, rules, _in_registration_order(staged, rules), progress)
 
 
 def _settled(
-    workspace: Workspace, rules: OutputRules, staged: list[StagedOutput]
+    workspace: Workspace, rules: OutputRules, staged: list[StagedOutput], progress: Progress
 ) -> list[StagedOutput]:
     """Outputs whose contents decide about their paths get these now."""
-    settler = Settler(rules.store_dir, rules.derivation.name, workspace.final_fd)
+    # Sizes are known by now; that of another output must not count in the place of the last one's.
+    again = progress.without_size()
+    settler = Settler(rules.store_dir, rules.derivation.name, workspace.final_fd, again)
     settled = []
     for item in staged:
         specification = rules.derivation.outputs[item.output]
@@ -96,7 +105,7 @@ def _settled(
         elif isinstance(specification, FloatingOutput | ImpureOutput):
             item = settler.settle(item, specification)
         if rules.sync:
-            sync_tree(item.directory_fd, item.name)
+            sync_tree(item.directory_fd, item.name, again)
         settled.append(item)
     return settled
 
@@ -133,7 +142,11 @@ def _check_flat(status: os.stat_result, rules: OutputRules, output: str) -> None
 
 
 def _stage(
-    workspace: Workspace, rules: OutputRules, policy: Canonicaliser, output: str
+    workspace: Workspace,
+    rules: OutputRules,
+    policy: Canonicaliser,
+    output: str,
+    progress: Progress,
 ) -> StagedOutput:
     name = os.fsencode(rules.outputs[output].base_name)
     by_digest = {path.digest: path for path in rules.referenceable}
@@ -142,14 +155,16 @@ def _stage(
     directory_fd = workspace.scratch_fd
     try:
         description = canonicalise_and_describe(
-            directory_fd, name, canonicaliser=policy, candidates=candidates
+            directory_fd, name, canonicaliser=policy, candidates=candidates, progress=progress
         )
         if rules.isolate:
             # The first pass made sure that nothing foreign is copied; the second one describes
             # inodes that no process outside can have open.
-            copy_tree(directory_fd, name, workspace.final_fd, name)
+            copy_tree(directory_fd, name, workspace.final_fd, name, progress=progress)
             directory_fd = workspace.final_fd
-            description = canonicalise_and_describe(directory_fd, name, candidates=candidates)
+            description = canonicalise_and_describe(
+                directory_fd, name, candidates=candidates, progress=progress
+            )
     except UnacceptableTreeError as error:
         text = f"{rules.describe(output)} can't enter the store: {error}"
         raise unable(text, FailureCause.OUTPUT) from error
@@ -168,7 +183,8 @@ def _stage(
     if isinstance(specification, FixedOutput) and not (
         in_itself and _takes_references(specification)
     ):
-        info = _content_addressed(directory_fd, name, specification, info, description, rules)
+        actual = _content_hash(directory_fd, name, specification, description, progress)
+        info = _content_addressed(specification, info, actual, rules)
     return StagedOutput(
         output=output,
         directory_fd=directory_fd,
@@ -179,15 +195,9 @@ def _stage(
 
 
 def _content_addressed(
-    directory_fd: int,
-    name: bytes,
-    specification: FixedOutput,
-    info: PathInfo,
-    description: TreeDescription,
-    rules: OutputRules,
+    specification: FixedOutput, info: PathInfo, actual: Hash, rules: OutputRules
 ) -> PathInfo:
     """Give a fixed output the path that its true contents have."""
-    actual = _content_hash(directory_fd, name, specification, description)
     address = ContentAddress(specification.method, actual)
     true_path = make_fixed_output_path(
         rules.store_dir,
@@ -207,13 +217,18 @@ def _takes_references(specification: FixedOutput) -> bool:
 
 
 def _content_hash(
-    directory_fd: int, name: bytes, specification: FixedOutput, description: TreeDescription
+    directory_fd: int,
+    name: bytes,
+    specification: FixedOutput,
+    description: TreeDescription,
+    progress: Progress,
 ) -> Hash:
     algorithm = specification.hash.algorithm
     recursive = specification.method is IngestionMethod.NAR
     if recursive and algorithm is HashAlgorithm.SHA256:
         return description.nar_hash
-    return hash_contents(directory_fd, name, specification.method, algorithm)
+    method = specification.method
+    return hash_contents(directory_fd, name, method, algorithm, progress=progress)
 
 
 def _in_registration_order(staged: list[StagedOutput], rules: OutputRules) -> list[StagedOutput]:

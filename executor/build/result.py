@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 from executor.formats.store_path import StorePath
+from executor.limits import Exceeded
 
 
 class BuildStatus(IntEnum):
     """Result of one derivation, numbered as on Nix's wire.
 
-    ``HASH_MISMATCH`` has no number on the wire (it is sent as ``OUTPUT_REJECTED``) and
-    ``CANCELLED`` never leaves the process.
+    ``HASH_MISMATCH`` has no number on the wire (it is sent as ``OUTPUT_REJECTED``), nor has
+    ``LIMIT_EXCEEDED`` (``MISC_FAILURE``: with another setting it could succeed), and ``CANCELLED``
+    never leaves the process.
     """
 
     BUILT = 0
@@ -37,6 +39,7 @@ class BuildStatus(IntEnum):
     NO_SUBSTITUTERS = 14
     HASH_MISMATCH = 101
     CANCELLED = 102
+    LIMIT_EXCEEDED = 103
 
     @property
     def success(self) -> bool:
@@ -47,7 +50,9 @@ class BuildStatus(IntEnum):
         """The number that the worker protocol knows for this status."""
         if self is BuildStatus.HASH_MISMATCH:
             return int(BuildStatus.OUTPUT_REJECTED)
-        return int(BuildStatus.MISC_FAILURE if self is BuildStatus.CANCELLED else self)
+        if self in (BuildStatus.CANCELLED, BuildStatus.LIMIT_EXCEEDED):
+            return int(BuildStatus.MISC_FAILURE)
+        return int(self)
 
     @property
     def label(self) -> str:
@@ -74,8 +79,10 @@ class FailureCause(StrEnum):
     TIMEOUT = "timeout"
     SILENCE = "silence"
     LOG_LIMIT = "log-limit"
+    LIMIT = "limit"
     EXEC = "exec"
     SETUP = "sandbox-setup"
+    LIMIT_UNAVAILABLE = "limit-unavailable"
     STORE = "store"
     INPUT = "input"
     OUTPUT = "output"
@@ -92,6 +99,8 @@ class BuildResult:
     nothing ran). ``exit_code`` and ``signal`` tell how the builder ended, where it ran; ``message``
     may have several lines, but none of the derivation's log: ``log_tail`` holds the last ones of
     that, as bytes without line ends. ``kept_build_directory`` is set under ``keep-failed``.
+    ``exceeded`` is the limit that stopped it, ``memory_peak`` (bytes), ``pids_peak`` and
+    ``disk_peak`` (bytes) the most that it used, where that was counted.
     """
 
     drv_path: StorePath
@@ -107,6 +116,10 @@ class BuildResult:
     log_tail: tuple[bytes, ...] = ()
     exit_code: int | None = None
     signal: int | None = None
+    exceeded: Exceeded | None = None
+    memory_peak: int | None = None
+    pids_peak: int | None = None
+    disk_peak: int | None = None
     kept_build_directory: str | None = None
 
     @property
@@ -123,6 +136,7 @@ _CHECK_MISMATCH = 0x08
 _FLAGS = {
     BuildStatus.PERMANENT_FAILURE: _BUILD_FAILURE,
     BuildStatus.INPUT_REJECTED: _BUILD_FAILURE,
+    BuildStatus.LIMIT_EXCEEDED: _BUILD_FAILURE,
     BuildStatus.TIMED_OUT: _BUILD_FAILURE | _TIMED_OUT,
     BuildStatus.HASH_MISMATCH: _BUILD_FAILURE | _HASH_MISMATCH,
     BuildStatus.NOT_DETERMINISTIC: _CHECK_MISMATCH,

@@ -15,11 +15,14 @@ import termios
 import time
 import tty
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
+from executor.build.disk import DiskMeter
 from executor.build.log import LineBuffer, LogEntry
+from executor.build.watch import Peaks, ResourceWatch
+from executor.limits import BuildLimits, Exceeded
 from sandbox import Exit, Exited, SandboxProcess, SandboxSpec, Spawner
 
 _READ_SIZE = 1 << 16
@@ -33,16 +36,21 @@ class Ending(Enum):
     TIMED_OUT = auto()
     SILENT = auto()
     LOG_LIMIT = auto()
+    RESOURCE_LIMIT = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one builder; 0 means none. Times in seconds, the log in bytes."""
+    """Limits of one builder; 0 means none. Times in seconds, the log in bytes.
+
+    ``resources`` are those of memory, CPU time, processes and disk.
+    """
 
     timeout: int = 0
     max_silent_time: int = 0
     max_log_size: int = 0
     log_tail: int = 25
+    resources: BuildLimits = field(default_factory=BuildLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,9 @@ class Outcome:
     """How a builder ended. ``exit_code`` or ``signal`` is set; CPU times are microseconds.
 
     ``memory_exhausted`` says that the kernel killed processes for lack of memory meanwhile.
+    ``exceeded`` is the limit that it ran into, and ``peaks`` the most that it was seen to use.
+    ``counted`` is false where there was no control group, and ``unapplied`` names the controllers
+    that this one lacked.
     """
 
     ending: Ending
@@ -62,6 +73,10 @@ class Outcome:
     stop_time: float
     log_tail: tuple[bytes, ...]
     memory_exhausted: bool
+    exceeded: Exceeded | None = None
+    peaks: Peaks = field(default_factory=Peaks)
+    counted: bool = True
+    unapplied: tuple[str, ...] = ()
 
     @property
     def success(self) -> bool:
@@ -82,8 +97,9 @@ async def run_builder(
     log: LogSink | None,
     on_entry: Callable[[LogEntry], None],
     on_start: Callable[[float], None],
+    meter: DiskMeter | None = None,
 ) -> Outcome:
-    """Run the builder of ``spec`` to its end.
+    """Run the builder of ``spec`` to its end. ``meter`` is needed where disk is limited.
 
     If this coroutine is cancelled, the builder is killed and waited for before the cancellation
     goes on. Raises what ``Spawner.spawn`` raises.
@@ -99,19 +115,23 @@ async def run_builder(
             os.close(slave)
         on_start(start)
         follower = _Follower(master, process, limits, log, on_entry)
+        watch = ResourceWatch(process, limits.resources, meter, follower.exceed)
         loop.add_reader(master, follower.readable)
+        exit_: Exit | None = None
         try:
             follower.arm(loop)
+            watch.start()
             exit_ = await _wait(process)
         finally:
             loop.remove_reader(master)
             follower.disarm()
+            exceeded = await watch.finish(exit_)
         follower.drain()
     finally:
         os.close(master)
     natural = Ending.EXITED if isinstance(exit_, Exited) else Ending.SIGNALED
     return Outcome(
-        ending=follower.ending or natural,
+        ending=follower.ending or (Ending.RESOURCE_LIMIT if exceeded else natural),
         exit_code=exit_.code if isinstance(exit_, Exited) else None,
         signal=None if isinstance(exit_, Exited) else exit_.signal,
         cpu_user=exit_.usage.user_us,
@@ -121,6 +141,10 @@ async def run_builder(
         stop_time=time.time(),
         log_tail=tuple(follower.lines.tail),
         memory_exhausted=_kernel_oom_kills() > killed_before,
+        exceeded=exceeded,
+        peaks=watch.peaks(exit_),
+        counted=process.cgroup is not None,
+        unapplied=process.cgroup.unapplied if process.cgroup is not None else (),
     )
 
 
@@ -169,6 +193,10 @@ class _Follower:
             self._timers.append(timer)
         if self._limits.max_silent_time:
             self._watch_silence(loop)
+
+    def exceed(self, _exceeded: Exceeded) -> None:
+        """The builder uses more than it may."""
+        self._stop(Ending.RESOURCE_LIMIT)
 
     def disarm(self) -> None:
         for timer in self._timers:

@@ -32,10 +32,12 @@ def builder_failure(
     text = cannot_build(name, f"builder{where} {how}", known_outputs=known_outputs)
     if disk_full and cause not in _STOPPED:
         text += "\nnote: build failure may have been caused by lack of free disk space"
-    return BuildFailureError(status, text, cause)
+    return BuildFailureError(status, text, cause, exceeded=outcome.exceeded)
 
 
-_STOPPED = frozenset({FailureCause.TIMEOUT, FailureCause.SILENCE, FailureCause.LOG_LIMIT})
+_STOPPED = frozenset(
+    {FailureCause.TIMEOUT, FailureCause.SILENCE, FailureCause.LOG_LIMIT, FailureCause.LIMIT}
+)
 
 
 def _how_it_ended(outcome: Outcome, limits: Limits) -> tuple[str, BuildStatus, FailureCause]:
@@ -49,6 +51,9 @@ def _how_it_ended(outcome: Outcome, limits: Limits) -> tuple[str, BuildStatus, F
         case Ending.LOG_LIMIT:
             text = f"killed after writing more than {limits.max_log_size} bytes of log output"
             return text, BuildStatus.LOG_LIMIT_EXCEEDED, FailureCause.LOG_LIMIT
+        case Ending.RESOURCE_LIMIT if outcome.exceeded is not None:
+            text = f"was stopped by {outcome.exceeded.reason}"
+            return text, BuildStatus.LIMIT_EXCEEDED, FailureCause.LIMIT
     text, cause = _how_it_exited(outcome)
     return text, BuildStatus.PERMANENT_FAILURE, cause
 

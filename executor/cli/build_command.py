@@ -21,6 +21,7 @@ from executor.cli.stores import open_store
 from executor.cli.targets import resolve_targets
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
+from executor.limits import Exceeded
 from executor.store.local import LocalStore
 
 EXAMPLE = """\
@@ -199,6 +200,18 @@ def _keep(store: LocalStore, link: str, target: Target, result: BuildResult) -> 
         store.add_permanent_root(link + suffix, result.outputs[name])
 
 
+def _limit(exceeded: Exceeded | None) -> dict[str, object] | None:
+    """The limit that stopped a build."""
+    if exceeded is None:
+        return None
+    return {
+        "resource": exceeded.limit.resource.value,
+        "setting": exceeded.limit.setting,
+        "value": exceeded.limit.value,
+        "peak": exceeded.peak,
+    }
+
+
 def _record(invocation: Invocation, result: BuildResult) -> dict[str, object]:
     render = invocation.location.store_dir.render
     return {
@@ -212,6 +225,10 @@ def _record(invocation: Invocation, result: BuildResult) -> dict[str, object]:
         "stopTime": result.stop_time,
         "cpuUser": result.cpu_user,
         "cpuSystem": result.cpu_system,
+        "memoryPeak": result.memory_peak,
+        "pidsPeak": result.pids_peak,
+        "diskPeak": result.disk_peak,
+        "limit": _limit(result.exceeded),
         "exitCode": result.exit_code,
         "signal": result.signal,
         "logPath": result.log_path,

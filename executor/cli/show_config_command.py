@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from executor.cli.options import Invocation
+from executor.limits import LimitRule
 from executor.settings import SandboxPath
 
 EXAMPLE = """\
@@ -40,8 +41,14 @@ def _plain(value: object) -> object:
     if isinstance(value, frozenset):
         return sorted(value)
     if isinstance(value, tuple):
-        return [_path(item) if isinstance(item, SandboxPath) else item for item in value]
+        return [_item(item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value
+
+
+def _item(item: object) -> object:
+    if isinstance(item, LimitRule):
+        return f"{item};"
+    return _path(item) if isinstance(item, SandboxPath) else item
 
 
 def _path(path: SandboxPath) -> str:

@@ -20,12 +20,21 @@ BLANK = bytes(DIGEST_LENGTH)
 _CHUNK = 1 << 20
 
 
-def read_file(directory_fd: int, name: bytes, write: Callable[[bytes], object]) -> None:
-    """Read a file piece by piece, never through a link."""
+def read_file(
+    directory_fd: int,
+    name: bytes,
+    write: Callable[[bytes], object],
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Read a file piece by piece, never through a link; ``progress`` may raise to stop."""
+    size = 0
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
     with open(descriptor, "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
             write(chunk)
+            size += len(chunk)
+            if progress is not None:
+                progress(size)
 
 
 def hash_contents(
@@ -34,19 +43,20 @@ def hash_contents(
     method: IngestionMethod,
     algorithm: HashAlgorithm,
     rewrites: Mapping[bytes, bytes] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Hash:
     """The hash that a content address of these contents has.
 
-    ``rewrites`` are hash parts that are replaced before. Raises ``OSError`` where a file is
-    expected and something else is there.
+    ``rewrites`` are hash parts that are replaced before; ``progress`` may raise to stop. Raises
+    ``OSError`` where a file is expected and something else is there.
     """
     hasher = hashlib.new(algorithm.value)
     rewriter = HashRewriter(rewrites, hasher.update) if rewrites else None
     write = hasher.update if rewriter is None else rewriter.feed
     if method is IngestionMethod.NAR:
-        dump_tree(directory_fd, name, write)
+        dump_tree(directory_fd, name, write, progress)
     else:
-        read_file(directory_fd, name, write)
+        read_file(directory_fd, name, write, progress)
     if rewriter is not None:
         rewriter.finish()
     return Hash(algorithm, hasher.digest())

@@ -29,6 +29,7 @@ MAX_DEPTH = 64
 
 _FLUSH = 256 * 1024
 _READ = 1024 * 1024
+_LOOK_AFTER = 4096
 
 
 def _word(text: bytes) -> bytes:
@@ -74,8 +75,9 @@ class _Level:
 class TreeReader:
     """Serialises one tree as NAR into `sink`, which gets pieces of up to 1 MiB.
 
-    `progress` is called with the number of NAR bytes so far, at least once per MiB; it may raise
-    to stop the walk (deadline, cancelled, size limit). With `metadata_only` the policy sees every
+    `progress` is called with the number of NAR bytes so far, at least once per MiB and for every
+    few thousand names, and before a large file with what they will be after it; it may raise to
+    stop the walk (deadline, cancelled, size limit). With `metadata_only` the policy sees every
     file, but no contents are read, and what the sink gets is no NAR.
     """
 
@@ -195,6 +197,8 @@ class TreeReader:
 
     def _contents(self, fd: int, size: int) -> None:
         self._flush()
+        if self._progress is not None:
+            self._progress(self.size + size)
         remaining = size
         while remaining:
             data = os.read(fd, min(_READ, remaining))
@@ -219,7 +223,7 @@ class TreeReader:
         try:
             if self._policy is not None:
                 self._policy.on_open(fd, os.fstat(fd))
-            names, kinds = list_directory(fd)
+            names, kinds = list_directory(fd, self._look)
         except BaseException:
             os.close(fd)
             raise
@@ -227,16 +231,22 @@ class TreeReader:
         self._levels.append(_Level(fd=fd, name=name, entries=names, kinds=kinds))
         self._put(_DIRECTORY)
 
+    def _look(self) -> None:
+        if self._progress is not None:
+            self._progress(self.size)
+
     def _close_level(self) -> None:
         os.close(self._levels.pop().fd)
         self._put(_CLOSE if not self._levels else _CLOSE + _CLOSE)
 
 
-def list_directory(fd: int) -> tuple[list[bytes], dict[bytes, int]]:
+def list_directory(
+    fd: int, look: Callable[[], object] | None = None
+) -> tuple[list[bytes], dict[bytes, int]]:
     """The names in an open directory, sorted by bytes, and the type of those that aren't files.
 
     Types are S_IFDIR, S_IFLNK or 0 for anything else; names that aren't in the mapping are
-    regular files.
+    regular files. `look` is called now and then, and may raise to stop.
     """
     names: list[bytes] = []
     kinds: dict[bytes, int] = {}
@@ -244,6 +254,8 @@ def list_directory(fd: int) -> tuple[list[bytes], dict[bytes, int]]:
         for entry in entries:
             name = os.fsencode(entry.name)
             names.append(name)
+            if look is not None and not len(names) % _LOOK_AFTER:
+                look()
             if not entry.is_file(follow_symlinks=False):
                 kinds[name] = _kind(entry)
     names.sort()

@@ -29,14 +29,25 @@ __all__ = ["copy_tree", "delete_tree", "dump_tree", "move_tree", "sync_tree"]
 STORE_TIMES = (STORE_MTIME * 1_000_000_000, STORE_MTIME * 1_000_000_000)
 _FICLONE = 0x40049409
 _COPY = 1024 * 1024
+_IN_KERNEL = 1 << 28
 
 
-def dump_tree(parent_fd: int, name: bytes, write: Callable[[bytes], object]) -> int:
+def _ignore(_size: int) -> None:
+    """A progress that nobody watches."""
+
+
+def dump_tree(
+    parent_fd: int,
+    name: bytes,
+    write: Callable[[bytes], object],
+    progress: Callable[[int], object] | None = None,
+) -> int:
     """Write the NAR of the tree `name` in `parent_fd`; returns its size in bytes.
 
-    Raises UnacceptableTreeError for file types that NAR doesn't have and for more than 64 levels.
+    `progress` is called as that of a `TreeReader`. Raises UnacceptableTreeError for file types that
+    NAR doesn't have and for more than 64 levels.
     """
-    reader = TreeReader(write)
+    reader = TreeReader(write, progress=progress)
     reader.read(parent_fd, name)
     return reader.size
 
@@ -64,12 +75,13 @@ def copy_tree(
     target_name: bytes,
     *,
     policy: MetadataPolicy | None = None,
+    progress: Callable[[int], object] = _ignore,
 ) -> None:
     """Copy a tree to fresh inodes with canonical metadata; contents are shared where possible.
 
     Only contents, the executable bit of the owner and link targets are taken over. Names that
     are hard links to one file become separate files. `policy` (a Canonicaliser) sees each file
-    before it is read, and may refuse it.
+    before it is read, and may refuse it. `progress` is called for each, and may raise to stop.
 
     Raises UnacceptableTreeError as the policy says, for unsupported file types and for more than
     64 levels, FileExistsError if the target exists. What was made until then stays.
@@ -78,13 +90,14 @@ def copy_tree(
     try:
         status = os.stat(source_name, dir_fd=source_fd, follow_symlinks=False)
         kind = stat.S_IFMT(status.st_mode)
-        _copy_node(source_fd, source_name, target_fd, target_name, kind, policy, pairs)
+        _copy_node(source_fd, source_name, target_fd, target_name, kind, policy, pairs, progress)
         while pairs:
             pair = pairs[-1]
             if pair.entries:
                 name = pair.entries.pop()
+                progress(0)
                 kind = pair.kinds.get(name, stat.S_IFREG)
-                _copy_node(pair.source, name, pair.target, name, kind, policy, pairs)
+                _copy_node(pair.source, name, pair.target, name, kind, policy, pairs, progress)
                 continue
             set_metadata(pair.target, 0o555)
             os.close(pair.source)
@@ -104,11 +117,12 @@ def _copy_node(
     kind: int,
     policy: MetadataPolicy | None,
     pairs: list[_Pair],
+    progress: Callable[[int], object],
 ) -> None:
     if len(pairs) >= MAX_DEPTH:
         raise UnacceptableTreeError(f"directories are nested more than {MAX_DEPTH} levels deep")
     if kind == stat.S_IFREG:
-        _copy_file(source_fd, source_name, target_fd, target_name, policy)
+        _copy_file(source_fd, source_name, target_fd, target_name, policy, progress)
     elif kind == stat.S_IFDIR:
         pairs.append(_open_pair(source_fd, source_name, target_fd, target_name, policy))
     elif kind == stat.S_IFLNK:
@@ -148,6 +162,7 @@ def _copy_file(
     target_fd: int,
     target_name: bytes,
     policy: MetadataPolicy | None,
+    progress: Callable[[int], object],
 ) -> None:
     source = open_file(source_fd, source_name)
     try:
@@ -158,7 +173,7 @@ def _copy_file(
             policy.on_open(source, status)
         target = os.open(target_name, CREATE_FLAGS, 0o600, dir_fd=target_fd)
         try:
-            _copy_contents(source, target, status.st_size)
+            _copy_contents(source, target, status.st_size, progress)
             set_metadata(target, 0o555 if status.st_mode & stat.S_IXUSR else 0o444)
         finally:
             os.close(target)
@@ -166,7 +181,7 @@ def _copy_file(
         os.close(source)
 
 
-def _copy_contents(source: int, target: int, size: int) -> None:
+def _copy_contents(source: int, target: int, size: int, progress: Callable[[int], object]) -> None:
     """Copy by sharing blocks, inside the kernel, or by reading and writing, in this order."""
     if not size:
         return
@@ -180,20 +195,24 @@ def _copy_contents(source: int, target: int, size: int) -> None:
         return
     remaining = size
     while remaining:
+        progress(0)
         try:
-            done = os.copy_file_range(source, target, min(remaining, 1 << 30))
+            done = os.copy_file_range(source, target, min(remaining, _IN_KERNEL))
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            _copy_plainly(source, target, remaining)
+            _copy_plainly(source, target, remaining, progress)
             return
         if not done:
             raise UnacceptableTreeError("file became shorter while it was read")
         remaining -= done
 
 
-def _copy_plainly(source: int, target: int, remaining: int) -> None:
+def _copy_plainly(
+    source: int, target: int, remaining: int, progress: Callable[[int], object]
+) -> None:
     while remaining:
+        progress(0)
         data = os.read(source, min(_COPY, remaining))
         if not data:
             raise UnacceptableTreeError("file became shorter while it was read")
@@ -229,7 +248,8 @@ class _Sync:
         """Links are flushed with the directory that they are in."""
 
 
-def sync_tree(parent_fd: int, name: bytes) -> None:
+def sync_tree(parent_fd: int, name: bytes, progress: Callable[[int], object] | None = None) -> None:
     """Flush a tree to disk: contents, directories, and the entry in the parent directory."""
-    TreeReader(lambda _data: None, policy=_Sync(), metadata_only=True).read(parent_fd, name)
+    sync = TreeReader(lambda _data: None, policy=_Sync(), metadata_only=True, progress=progress)
+    sync.read(parent_fd, name)
     os.fsync(parent_fd)

@@ -309,7 +309,13 @@ def test_the_json_record_of_a_success(workshop: Workshop, several: Drv) -> None:
     assert times[2] >= 0
     assert times[3] >= 0
     assert Path(found.pop("logPath")).exists()
+    # Counted where the machine has the controllers.
+    for name in ("memoryPeak", "pidsPeak"):
+        peak = found.pop(name)
+        assert peak is None or peak > 0
     assert found == {
+        "diskPeak": None,
+        "limit": None,
         "drvPath": several.text,
         "outputs": {name: workshop.render(path) for name, path in several.outputs.items()},
         "status": "Built",

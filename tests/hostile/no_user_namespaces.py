@@ -5,18 +5,18 @@ import os
 
 from sandbox import syscalls
 
-_clone3 = syscalls.clone3
+_unshare = syscalls.unshare
 
 
 def preload() -> None:
     """Called by the spawner when it has imported this."""
-    syscalls.clone3 = _refuse
+    syscalls.unshare = _refuse
 
 
-def _refuse(flags: int, cgroup: int | None = None) -> tuple[int, int]:
+def _refuse(flags: int) -> None:
     if flags & syscalls.CLONE_NEWUSER:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return _clone3(flags, cgroup)
+    _unshare(flags)
 
 
 def nothing(_arguments: list[bytes], _environment: dict[bytes, bytes]) -> int:

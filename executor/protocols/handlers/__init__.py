@@ -1,1 +1,0 @@
-"""What the operations of the worker protocol do, by what they are about."""
