@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from executor.errors import FormatError
 
-# A string up to its closing quote; what may follow a backslash is checked by the round trip.
-_STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
-_UNESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+# A string up to its closing quote; what may follow a backslash is checked by the round trip. No
+# quantifier goes back: remembering where it could would take a hundred bytes for each byte read.
+_STRING = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
 # The version of the form that knows outputs of outputs; how deep these may be nested is ours.
 _DYNAMIC = b"xp-dyn-drv"
 MAX_INPUT_DEPTH = 64
 _SPECIAL = re.compile(rb'["\\\n\r\t]')
-_ESCAPES = {b'"': b'\\"', b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
+# All but the backslash itself, which is escaped first.
+_ESCAPES = {b'"': rb"\"", b"\n": rb"\n", b"\r": rb"\r", b"\t": rb"\t"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class _Reader:
             raise FormatError(f"expected a complete string at byte {self._position}")
         self._position = match.end()
         text = match[1]
-        return _ESCAPED.sub(_unescape, text) if b"\\" in text else text
+        return _unescape(text) if b"\\" in text else text
 
     def strings(self) -> tuple[bytes, ...]:
         return tuple(self.string() for _ in self.items())
@@ -102,8 +102,13 @@ class _Reader:
             raise FormatError(f"unexpected bytes after the derivation, at byte {self._position}")
 
 
-def _unescape(match: re.Match[bytes]) -> bytes:
-    return _UNESCAPES.get(match[1], match[1])
+def _unescape(text: bytes) -> bytes:
+    """The text that is meant; of what isn't canonical, anything: it won't be written so again."""
+    # First two backslashes become one and a mark, so that no backslash stands before another.
+    text = text.replace(rb"\\", b"\\\0")
+    for plain, escaped in _ESCAPES.items():
+        text = text.replace(escaped, plain)
+    return text.replace(b"\\\0", b"\\")
 
 
 def parse_term(data: bytes) -> DerivationTerm:
@@ -178,7 +183,9 @@ def _input_drv(reader: _Reader, *, versioned: bool, depth: int = 0) -> tuple[byt
 
 def _quote(text: bytes) -> bytes:
     if _SPECIAL.search(text):
-        text = _SPECIAL.sub(lambda match: _ESCAPES[match[0]], text)
+        text = text.replace(b"\\", rb"\\")
+        for plain, escaped in _ESCAPES.items():
+            text = text.replace(plain, escaped)
     return b'"' + text + b'"'
 
 
