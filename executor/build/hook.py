@@ -23,7 +23,6 @@ from executor.build.failure import unable
 from executor.build.hook_protocol import (
     VERBOSITY,
     HookReplyError,
-    LineCutter,
     Reply,
     ReplyLine,
     Request,
@@ -34,6 +33,7 @@ from executor.build.hook_protocol import (
     settings_message,
     store_url,
 )
+from executor.build.lines import LineCutter
 from executor.build.log import MessageLine, TextLine
 from executor.build.program import Program, read_some, rest_of_pipe, write_all
 

@@ -22,8 +22,6 @@ from executor.store.location import StoreLocation
 
 # What a hook is asked to tell: as Nix does without options. Displays may show less.
 VERBOSITY = 3
-# Longer lines are handed on in pieces.
-MAX_LINE = 1 << 20
 _WORD = 8
 _JSON = b"@nix "
 _REPLY = b"# "
@@ -174,27 +172,6 @@ def _strings(texts: Collection[str]) -> bytes:
 
 
 # From the hook.
-
-
-class LineCutter:
-    """Cuts a stream into lines; a line that is too long comes in pieces."""
-
-    def __init__(self) -> None:
-        self._pending = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that ``data`` completes, without their ends."""
-        *lines, rest = (self._pending + data).split(b"\n")
-        while len(rest) > MAX_LINE:
-            lines.append(rest[:MAX_LINE])
-            rest = rest[MAX_LINE:]
-        self._pending = rest
-        return lines
-
-    def flush(self) -> list[bytes]:
-        """What has no line end."""
-        rest, self._pending = self._pending, b""
-        return [rest] if rest else []
 
 
 def read_line(line: bytes) -> HookLine | None:

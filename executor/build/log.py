@@ -10,8 +10,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TypeGuard
 
-# A line longer than this is handed on in pieces; the log file always has the exact bytes.
-MAX_LINE = 1 << 20
+from executor.build.lines import LineCutter
+
 # A structured line longer than this is treated as text (Nix's own are a few hundred bytes).
 _MAX_STRUCTURED = 1 << 16
 _PREFIX = b"@nix "
@@ -63,28 +63,24 @@ LogEntry = TextLine | PhaseLine | MessageLine | TransferLine
 class LineBuffer:
     """Cuts output into lines as Nix's ``BuildLog`` does and keeps the last ``tail_length``.
 
-    A carriage return puts the cursor at the start of the line; what follows overwrites.
+    A carriage return puts the cursor at the start of the line; what follows overwrites. A line that
+    is too long comes in pieces; the log file always has the exact bytes.
     """
 
     def __init__(self, tail_length: int) -> None:
         self.tail: deque[bytes] = deque(maxlen=tail_length)
-        self._pending = b""
+        self._cutter = LineCutter()
         self._transfers: set[int] = set()
 
     def feed(self, data: bytes) -> list[LogEntry]:
         """Entries that ``data`` completes."""
-        *complete, rest = (self._pending + data).split(b"\n")
-        while len(rest) > MAX_LINE:
-            complete.append(rest[:MAX_LINE])
-            rest = rest[MAX_LINE:]
-        self._pending = rest
-        return [entry for line in complete if (entry := self._entry(line)) is not None]
+        lines = self._cutter.feed(data)
+        return [entry for line in lines if (entry := self._entry(line)) is not None]
 
     def flush(self) -> list[LogEntry]:
         """The last line, where it has no line end."""
-        line, self._pending = self._pending, b""
-        entry = self._entry(line) if line else None
-        return [] if entry is None else [entry]
+        lines = self._cutter.flush()
+        return [entry for line in lines if (entry := self._entry(line)) is not None]
 
     def _entry(self, raw: bytes) -> LogEntry | None:
         line = _overwrite(raw) if b"\r" in raw else raw

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from executor.build.context import BuildContext, finish
 from executor.build.events import PostBuildFinished, PostBuildLine, PostBuildStarted
-from executor.build.hook_protocol import LineCutter, configuration_text, setting_values, store_url
+from executor.build.hook_protocol import configuration_text, setting_values, store_url
+from executor.build.lines import LineCutter
 from executor.build.program import Program, chunks, status_text
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.formats.store_path import StorePath

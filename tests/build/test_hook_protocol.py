@@ -10,10 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.build.hook_protocol import (
-    MAX_LINE,
     BuilderLine,
     HookReplyError,
-    LineCutter,
     Reply,
     ReplyLine,
     Request,
@@ -27,6 +25,7 @@ from executor.build.hook_protocol import (
     settings_message,
     store_url,
 )
+from executor.build.lines import MAX_LINE, LineCutter
 from executor.build.log import MessageLine, PhaseLine, TextLine
 from executor.build.machines import has_machines
 from executor.config import SandboxPath, Settings, load_settings
@@ -256,12 +255,18 @@ def test_endless_lines_come_in_pieces() -> None:
         ("@/full", True),
         ("@/missing ; ssh://a", True),
         ("@/loop", False),
+        ("@/two", False),
+        ("@/a\0b", False),
     ],
 )
 def test_machines(builders: str, expected: bool) -> None:
     files = {"/empty": "# nothing\n\n", "/full": "\n@/empty\nssh://a\n", "/loop": "@/loop\n"}
+    # Each of these names all, itself too.
+    files |= {f"/{name}": "@/two\n@/three\n@/four\n" * 9 for name in ("two", "three", "four")}
 
     def read_file(path: str) -> str:
+        if "\0" in path:
+            raise ValueError("embedded null byte")
         if path not in files:
             raise FileNotFoundError(path)
         return files[path]

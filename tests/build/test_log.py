@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.build.log import MAX_LINE, LineBuffer, MessageLine, PhaseLine, TextLine, TransferLine
+from executor.build.lines import MAX_LINE
+from executor.build.log import LineBuffer, MessageLine, PhaseLine, TextLine, TransferLine
 
 
 def entries(*pieces: bytes) -> list[object]:
