@@ -7,7 +7,7 @@ else can be found. Encoded forms (compressed, UTF-16) are not found, as in Nix.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from executor.formats.base32 import ALPHABET
 from executor.formats.store_path import DIGEST_LENGTH
@@ -20,6 +20,8 @@ _RUNS = re.compile(rb"[%b]{%d,}" % (ALPHABET.encode(), DIGEST_LENGTH))
 _KEEP = DIGEST_LENGTH - 1
 # From this many candidates on, cutting a run into all its parts beats one search per candidate.
 _FEW = 64
+# From this many texts on, all but whole runs of their bytes is skipped when they are replaced.
+_SEVERAL = 8
 
 
 class ReferenceScanner:
@@ -86,7 +88,7 @@ class HashRewriter:
         self._rewrites = dict(rewrites)
         self._write = write
         self._length = lengths.pop() if lengths else 0
-        self._pattern = re.compile(b"|".join(map(re.escape, rewrites))) if rewrites else None
+        self._pattern = _pattern(self._rewrites, self._length)
         self._pending = b""
 
     def feed(self, data: bytes) -> None:
@@ -96,20 +98,48 @@ class HashRewriter:
             return
         data = self._pending + data
         end = 0
-        for match in self._pattern.finditer(data):
-            self._write(data[end : match.start()])
-            self._write(self._rewrites[match[0]])
-            end = match.end()
+        for start in self._starts(self._pattern, data):
+            self._write(data[end:start])
+            end = start + self._length
+            self._write(self._rewrites[data[start:end]])
         keep = max(end, len(data) - self._length + 1)
         if keep > end:
             self._write(data[end:keep])
         self._pending = data[keep:]
+
+    def _starts(self, pattern: re.Pattern[bytes], data: bytes) -> Iterator[int]:
+        """Where matches begin; none overlaps the one before."""
+        if len(self._rewrites) < _SEVERAL:
+            yield from (match.start() for match in pattern.finditer(data))
+            return
+        rewrites, length = self._rewrites, self._length
+        for run in pattern.finditer(data):
+            at, last = run.start(), run.end() - length
+            while at <= last:
+                if data[at : at + length] in rewrites:
+                    yield at
+                    at += length
+                else:
+                    at += 1
 
     def finish(self) -> None:
         """Write what was kept back."""
         if self._pending:
             self._write(self._pending)
             self._pending = b""
+
+
+def _pattern(rewrites: Mapping[bytes, bytes], length: int) -> re.Pattern[bytes] | None:
+    """What matches each text, or, for several, runs of their bytes that are long enough.
+
+    Contents may be made so that many alternatives take long at each byte.
+    """
+    if not rewrites:
+        return None
+    if len(rewrites) < _SEVERAL:
+        return re.compile(b"|".join(map(re.escape, rewrites)))
+    members = b"".join(re.escape(bytes((byte,))) for byte in sorted(set(b"".join(rewrites))))
+    return re.compile(b"[%b]{%d,}" % (members, length))
 
 
 def rewrite_bytes(data: bytes, rewrites: Mapping[bytes, bytes]) -> bytes:
