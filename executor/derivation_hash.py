@@ -68,6 +68,7 @@ class ModuloHasher:
     def _learn(self, roots: Iterable[StorePath]) -> None:
         """Fill in what is below ``roots``, inputs first, without recursion."""
         pending = list(roots)
+        begun: set[StorePath] = set()
         while pending:
             path = pending[-1]
             if path in self._known:
@@ -80,6 +81,10 @@ class ModuloHasher:
                 else [need for need in derivation.input_drvs if need not in self._known]
             )
             if missing:
+                # Below itself: no program can make such files, but their contents may be forged.
+                if path in begun:
+                    raise FormatError(f"derivation '{path}' depends on itself")
+                begun.add(path)
                 pending.extend(missing)
                 continue
             self._known[path] = self._modulo(derivation)
