@@ -7,6 +7,7 @@ outputs came to be. Source: ``binary-cache-store.cc`` of Nix 2.34.8.
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ from executor.transfers.errors import TransferError
 
 INFO_NAME = "nix-cache-info"
 _INFO_LIMIT = 1 << 16
+_PRIORITY = re.compile(r"-?[0-9]{1,9}")
 _NARINFO_LIMIT = 16 << 20
 _REALISATION_LIMIT = 1 << 20
 _LOG_LIMIT = 256 << 20
@@ -137,7 +139,7 @@ def parse_cache_info(data: bytes) -> CacheInfo:
         if name == "StoreDir":
             store_dir = value
         elif name == "Priority":
-            if not value.lstrip("-").isdigit() or len(value) > 9 or not value.isascii():
+            if _PRIORITY.fullmatch(value) is None:
                 raise FormatError(f"the priority '{value[:40]}' in {INFO_NAME} is not a number")
             priority = int(value)
     return CacheInfo(store_dir=store_dir, priority=priority)

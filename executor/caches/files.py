@@ -50,8 +50,12 @@ class WebFiles:
 
     def open(self, name: str, *, parent: int = 0) -> Download | None:
         """``name`` may be a whole URL, too: caches may keep archives elsewhere."""
-        url = urljoin(self._base, name)
-        if urlsplit(url).scheme not in ("http", "https"):
+        try:
+            url = urljoin(self._base, name)
+            on_the_web = urlsplit(url).scheme in ("http", "https")
+        except ValueError:
+            on_the_web = False
+        if not on_the_web:
             raise CacheError(f"the cache '{self._base}' names the archive '{name}', not on the web")
         return self._client.open(url, parent=parent, origin=self._base)
 

@@ -8,7 +8,6 @@ what is signed is the same without signatures. Source: ``realisation.cc`` of Nix
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from executor.errors import FormatError
@@ -74,13 +73,16 @@ class Realisation:
             signatures = fields.get("signatures", [])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(f"not a realisation: {error}") from None
-        if not (isinstance(identity, str) and isinstance(path, str) and _are_texts(signatures)):
+        if not (isinstance(identity, str) and isinstance(path, str) and _are_words(signatures)):
             raise FormatError("not a realisation: 'id', 'outPath' or 'signatures' is no text")
         return cls(DrvOutput.parse(identity), StorePath.parse(path), frozenset(signatures))
 
 
-def _are_texts(values: object) -> bool:
-    return isinstance(values, Iterable) and all(isinstance(value, str) for value in values)
+def _are_words(values: object) -> bool:
+    """A list of texts, none of which could be taken for two where they stand in one line."""
+    return isinstance(values, list) and all(
+        isinstance(value, str) and value.isascii() and value.split() == [value] for value in values
+    )
 
 
 def _dump(fields: dict[str, object]) -> bytes:

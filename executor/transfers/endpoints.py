@@ -77,7 +77,10 @@ def parse_url(url: str) -> Endpoint:
 
 def redirected(base: Endpoint, location: str) -> Endpoint:
     """Where a redirection leads. Only http and https: a server doesn't choose local files."""
-    url = urljoin(base.url, _ascii(location.strip()))
+    try:
+        url = urljoin(base.url, _ascii(location.strip()))
+    except ValueError as error:
+        raise failure(base.url, _BAD_URL) from error
     endpoint = parse_url(url)
     if endpoint.scheme not in _DEFAULT_PORTS:
         raise failure(base.url, f'Unsupported protocol (1) Protocol "{endpoint.scheme}" disabled')
@@ -93,7 +96,10 @@ def _ascii(text: str) -> str:
 
 
 def _unquote(text: str | None) -> str | None:
-    return None if text is None else unquote_to_bytes(text).decode("utf-8", "surrogateescape")
+    if text is None:
+        return None
+    raw = unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def basic(user: str, password: str) -> str:

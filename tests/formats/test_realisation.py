@@ -37,6 +37,12 @@ def test_form_is_nix_s() -> None:
         b'{"id":1,"outPath":2}',
         b'{"id":"' + _HASH.encode() + b'!out","outPath":"' + _PATH.base_name.encode()
         + b'","signatures":[1]}',
+        b'{"id":"' + _HASH.encode() + b'!out","outPath":"' + _PATH.base_name.encode()
+        + b'","signatures":"abc"}',
+        b'{"id":"' + _HASH.encode() + b'!out","outPath":"' + _PATH.base_name.encode()
+        + b'","signatures":["a:b c:d"]}',
+        b'{"id":"' + _HASH.encode() + b'!out","outPath":"' + _PATH.base_name.encode()
+        + b'","signatures":["\\ud800"]}',
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(data: bytes) -> None:
