@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import count
 
 from executor.errors import ConfigError
 from executor.host import Host, detect_host
@@ -17,7 +18,9 @@ from executor.settings import ALIASES, HARMLESS, NIX_ONLY, SandboxPath, Settings
 
 __all__ = ["LoadedSettings", "SandboxPath", "Settings", "load_settings"]
 
+# How deep files may include each other, and how many may be read in all.
 _MAX_INCLUDES = 32
+_MAX_FILES = 1000
 _DEFAULT_CONF_DIR = "/etc/nix"
 _EXTRA = "extra-"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -58,7 +61,7 @@ def load_settings(
     Raises ``ConfigError`` for a value that a setting can't have, naming where it stands, and for
     an option of the command line that would weaken the sandbox.
     """
-    reader = read_file or _read_file
+    reader = _limited(read_file or _read_file)
     machine = host or detect_host()
     resolver = _Resolver(_defaults(environ, machine))
     for assignment in _assignments(environ, reader):
@@ -66,6 +69,18 @@ def load_settings(
     for name, value in overrides:
         resolver.assign(_Assignment(name, value, f"option '{name}'", from_command_line=True))
     return LoadedSettings(resolver.settings(), resolver.warnings)
+
+
+def _limited(read_file: ReadFile) -> ReadFile:
+    """Two files that include each other twice would be read for ever, as deep as that may go."""
+    numbers = count(1)
+
+    def read(path: str) -> str:
+        if next(numbers) > _MAX_FILES:
+            raise ConfigError(f"more than {_MAX_FILES} configuration files, '{path}' is the last")
+        return read_file(path)
+
+    return read
 
 
 def _read_file(path: str) -> str:
@@ -141,9 +156,11 @@ def _include(
     path = os.path.join(os.path.dirname(origin), words[1])
     try:
         text = read_file(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # The other one is what a name with a NUL gets.
         if words[0] == "include":
-            raise ConfigError(f"{where}: can't read '{path}': {error.strerror}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"{where}: can't read '{path}': {reason}") from error
         return
     yield from parse_configuration(text, path, read_file, depth + 1)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from executor.config import Settings
 
 _DEFAULT_COMMAND = Settings().build_hook
+_MOST_FILES = 64
 
 
 def hook_is_of_use(settings: Settings) -> bool:
@@ -17,23 +18,29 @@ def hook_is_of_use(settings: Settings) -> bool:
     return settings.build_hook != _DEFAULT_COMMAND or has_machines(settings.builders, _read)
 
 
-def has_machines(builders: str, read_file: Callable[[str], str], depth: int = 0) -> bool:
-    """Whether the setting ``builders`` names any machine; ``@file`` is looked into.
+def has_machines(
+    builders: str, read_file: Callable[[str], str], seen: set[str] | None = None
+) -> bool:
+    """Whether the setting ``builders`` names any machine; ``@file`` is looked into, once.
 
-    ``read_file`` raises ``OSError`` for a file that can't be read, which then names none.
+    ``read_file`` raises ``OSError`` for a file that can't be read, which then names none, and
+    ``ValueError`` for a name that no file can have.
     """
+    seen = set() if seen is None else seen
     for part in re.split(r"[\n;]", builders):
         line = part.partition("#")[0].strip()
         if not line:
             continue
         if not line.startswith("@"):
             return True
-        if depth < 8:
+        path = line[1:].strip()
+        if path not in seen and len(seen) < _MOST_FILES:
+            seen.add(path)
             try:
-                text = read_file(line[1:].strip())
-            except OSError:
+                text = read_file(path)
+            except (OSError, ValueError):
                 continue
-            if has_machines(text, read_file, depth + 1):
+            if has_machines(text, read_file, seen):
                 return True
     return False
 
