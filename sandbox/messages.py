@@ -117,14 +117,29 @@ def _from_value(value: Value) -> Any:
         raise FrameError("a specification is malformed")
     number, rest = value[0], value[1:]
     if number == -1:
-        return Network(rest[0])
+        return _network(rest)
     items = [_from_value(each) for each in rest]
     if number == -2:
         return tuple(items)
-    if number not in range(len(_CLASSES)):
+    if isinstance(number, bool) or number not in range(len(_CLASSES)):
         raise FrameError("a specification is malformed")
     kind = _CLASSES[int(number)]
-    return kind(**{field.name: item for field, item in zip(fields(kind), items, strict=True)})
+    names = [field.name for field in fields(kind)]
+    if len(names) != len(items):
+        raise FrameError("a specification has another number of fields")
+    try:
+        return kind(**dict(zip(names, items, strict=True)))
+    except (TypeError, ValueError, AttributeError) as error:
+        # A field of another type, which the checks of the class stumble over.
+        raise FrameError("a field of a specification has the wrong type") from error
+
+
+def _network(values: tuple[Value, ...]) -> Network:
+    try:
+        (value,) = values
+        return Network(value)
+    except ValueError:
+        raise FrameError("a specification names no network") from None
 
 
 def pack_spec(spec: SandboxSpec) -> bytes:

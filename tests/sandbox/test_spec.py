@@ -103,6 +103,17 @@ def test_broken_frames_raise_their_own_error() -> None:
         unpack(b"(\x01\x00\x00\x00" * 1000)
 
 
+def test_specifications_of_other_shapes_raise_it_too() -> None:
+    good = unpack(pack_spec(SPEC))
+    assert isinstance(good, tuple)
+    for bad in (
+        *(good[:-1], (*good, 1), (True, *good[1:]), (-1,), (-1, "x", "y"), (-1, "nowhere"), ("x",)),
+        *((*good[:at], wrong, *good[at + 1 :]) for at in (3, 6) for wrong in (None, 7, (2,))),
+    ):
+        with pytest.raises((FrameError, SpecError)):
+            unpack_spec(pack(bad))
+
+
 def test_the_plan_puts_parents_before_what_is_in_them() -> None:
     spec = replace(
         SPEC,
