@@ -6,7 +6,7 @@ VENV = .venv/bin
 T ?= tests
 export PYTHON
 
-.PHONY: demo test test-long lint bench clean setup-run setup-test
+.PHONY: demo test test-long fuzz lint bench clean setup-run setup-test
 
 demo: setup-run
 	@scripts/demo.sh
@@ -21,6 +21,11 @@ lint: setup-test
 	@$(VENV)/ruff check .
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
+
+# Five million inputs for each parser, or: make fuzz N=1000000 T="nar narinfo" SEED=2
+fuzz: T =
+fuzz: setup-test
+	@$(VENV)/python -m tests.fuzz --executions $(or $(N),5000000) --seed $(or $(SEED),long) --findings .cache/findings $(T)
 
 bench: setup-test
 	@$(VENV)/python -m benchmarks.budget $(ARGS)

@@ -1,0 +1,23 @@
+"""The parsers, by name. The quick ones first."""
+
+from tests.fuzz.harness import Target
+from tests.fuzz.targets import (
+    archives,
+    caches,
+    derivations,
+    frames,
+    logs,
+    names,
+    references,
+    roots,
+    settings,
+)
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for module in (
+        *(names, frames, logs, settings, caches),
+        *(derivations, archives, references, roots),
+    )
+    for target in module.TARGETS
+}
