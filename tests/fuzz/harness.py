@@ -115,6 +115,8 @@ def _try(
         figures.accepted += 1
     except target.errors as error:
         feature = _lines(error.__traceback__)
+    except TooSlowError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
         lines = _lines(error.__traceback__)
         feature = (type(error), lines)
