@@ -9,10 +9,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -21,13 +19,12 @@ from types import TracebackType
 from executor.build.asking import make_asking_plan
 from executor.build.context import BuildContext, StoreThread
 from executor.build.early import launch_spawner
-from executor.build.events import Event, Listener, Notice, Watched
+from executor.build.engine import Engine
+from executor.build.events import Event, Listener, Watched
 from executor.build.graph import plan_targets, run_graph
 from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, FailureCause
-from executor.build.spares import SpareDirectories
 from executor.build.substitution import Fetched, open_substitution
-from executor.build.users import UserPool
 from executor.config import Settings, load_settings
 from executor.derivation import Derivation, derivation_path
 from executor.errors import UsageError
@@ -35,8 +32,7 @@ from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
 from executor.store.location import StoreLocation, parse_store_url
 from executor.store.settings import StoreSettings
-from executor.store.signing import load_secret_keys
-from sandbox import Launched, Spawner
+from sandbox import Launched
 
 __all__ = [
     "BuildResult",
@@ -79,17 +75,22 @@ class Executor:
         self._watchers: list[Listener] = []
         self._launched = spawner
         self._context: BuildContext | None = None
+        self._engine: Engine
 
     async def __aenter__(self) -> Executor:
         if os.geteuid() != 0:
             raise UsageError("building needs root; run this as root, for example with sudo")
         launched, self._launched = self._launched, None
-        spawner = Spawner(launched or launch_spawner(self.location))
+        self._engine = Engine(
+            launched or launch_spawner(self.location),
+            self.settings,
+            self.location,
+            on_notice=self._emit,
+        )
         store = StoreThread(self._open_store)
-        workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="output")
         try:
             await store.start()
-            self._context = self._make_context(spawner, store, workers)
+            self._context = self._engine.context(store, self.settings, self._emit)
             self._context.substitution = open_substitution(
                 self.settings,
                 store,
@@ -99,8 +100,7 @@ class Executor:
             )
         except BaseException:
             await store.close()
-            workers.shutdown()
-            await spawner.close()
+            await self._engine.close()
             raise
         return self
 
@@ -115,12 +115,8 @@ class Executor:
             return
         if context.substitution is not None:
             await context.substitution.close()
-        await context.spawner.close()
-        if context.builtin_spawner is not None:
-            await context.builtin_spawner.close()
-        context.spares.close()
         await context.store.close()
-        context.workers.shutdown()
+        await self._engine.close()
 
     def subscribe(self, listener: Listener, *, watch: bool = False) -> None:
         """Call ``listener`` with every event from now on, in the event loop's thread.
@@ -234,30 +230,6 @@ class Executor:
     def _watch(self, event: Watched) -> None:
         for watcher in self._watchers:
             watcher(event)
-
-    def _make_context(
-        self, spawner: Spawner, store: StoreThread, workers: ThreadPoolExecutor
-    ) -> BuildContext:
-        settings, location = self.settings, self.location
-        root = settings.build_dir or location.build_dir or f"{location.state_dir}/builds"
-        return BuildContext(
-            settings=settings,
-            store=store,
-            users=UserPool(
-                state_dir=location.state_dir,
-                group=settings.build_users_group if location.is_default_layout else "",
-                range_start=settings.start_id + settings.id_count,
-                on_busy=lambda text: self._emit(Notice(level=1, text=text)),
-            ),
-            spawner=spawner,
-            slots=asyncio.Semaphore(max(settings.max_jobs, 1)),
-            workers=workers,
-            emit=self._emit,
-            keys=load_secret_keys(settings.secret_key_files),
-            build_root=root,
-            spares=SpareDirectories(root),
-            environ=os.environb,
-        )
 
 
 async def plan_only(

@@ -83,6 +83,23 @@ def _limited(read_file: ReadFile) -> ReadFile:
     return read
 
 
+def override_settings(
+    settings: Settings, overrides: Iterable[tuple[str, str]], origin: str
+) -> LoadedSettings:
+    """Other settings, as somebody asks for who is not our command line: a client of the daemon.
+
+    What would weaken the sandbox, is unknown or can't be is ignored with a warning.
+    """
+    resolver = _Resolver({field.name: getattr(settings, field.name) for field in fields(settings)})
+    warnings: list[str] = []
+    for name, value in overrides:
+        try:
+            resolver.assign(_Assignment(name, value, origin))
+        except ConfigError as error:
+            warnings.append(str(error))
+    return LoadedSettings(resolver.settings(), (*warnings, *resolver.warnings))
+
+
 def _read_file(path: str) -> str:
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         return file.read()

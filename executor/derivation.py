@@ -202,7 +202,7 @@ def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
     """
     term = parse_term(data)
     outputs = {
-        _text(raw[0]): _parse_output(name, store_dir, *(_text(field) for field in raw))
+        _text(raw[0]): parse_output(name, store_dir, *(_text(field) for field in raw))
         for raw in term.outputs
     }
     input_drvs = {
@@ -259,10 +259,13 @@ def _text(data: bytes) -> str:
         raise FormatError("a name or path in the derivation is not valid UTF-8") from None
 
 
-def _parse_output(
+def parse_output(
     name: str, store_dir: StoreDir, output: str, path: str, algorithm: str, digest: str
 ) -> DerivationOutput:
-    """Tell the kind of an output by which of its fields are empty (row D3)."""
+    """Tell the kind of an output by which of its fields are empty (row D3). Raises ``FormatError``.
+
+    The fields are those of the file form, and of Nix's protocols.
+    """
     if not algorithm:
         if digest:
             raise FormatError(f"output '{output}' of '{name}' has a hash without an algorithm")

@@ -106,6 +106,9 @@ class Settings:
     min_free_check_interval: int = 5
     auto_optimise_store: bool = False
     warn_large_path_threshold: int = 0
+    trusted_users: tuple[str, ...] = ("root",)
+    allowed_users: tuple[str, ...] = ("*",)
+    trusted_substituters: tuple[str, ...] = ()
 
     @property
     def available_features(self) -> frozenset[str]:
@@ -132,6 +135,7 @@ ALIASES = {
     "substitution-max-jobs": "max-substitution-jobs",
     "binary-caches": "substituters",
     "binary-cache-public-keys": "trusted-public-keys",
+    "trusted-binary-caches": "trusted-substituters",
     "gc-keep-outputs": "keep-outputs",
     "gc-keep-derivations": "keep-derivations",
     "env-keep-derivations": "keep-env-derivations",
@@ -151,7 +155,7 @@ NIX_ONLY = frozenset(
     """
     abort-on-warn accept-flake-config access-tokens allow-dirty allow-dirty-locks
     allow-import-from-derivation allow-symlinked-store
-    allow-unsafe-native-code-during-evaluation allowed-uris allowed-users auto-allocate-uids
+    allow-unsafe-native-code-during-evaluation allowed-uris auto-allocate-uids
     bash-prompt bash-prompt-prefix bash-prompt-suffix build-impersonate-linux-26
     commit-lock-file-summary commit-lockfile-summary debugger-on-trace debugger-on-warn
     download-buffer-size download-speed eval-cache eval-cores eval-system external-builders
@@ -164,7 +168,7 @@ NIX_ONLY = frozenset(
     nix-shell-always-looks-for-shell-nix nix-src-hash optimise-store plugin-files print-missing
     pure-eval reject-flake-config restrict-eval show-trace ssl-cert-old store sync-before-old
     tarball-ttl trace-function-calls trace-import-from-derivation trace-verbose
-    trusted-binary-caches trusted-substituters trusted-users upgrade-nix-store-path-url
+    upgrade-nix-store-path-url
     use-case-hack use-cgroups use-registries use-sqlite-wal-old use-xdg-base-directories
     warn-dirty warn-short-path-literals
     """.split()  # noqa: SIM905

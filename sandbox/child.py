@@ -16,7 +16,6 @@ from sandbox.messages import Failed, Ready, pack_report
 from sandbox.mounts import enter_new_root
 from sandbox.namespaces import set_up_namespaces
 from sandbox.privileges import (
-    become_build_user,
     confine_further,
     die_with_spawner,
     drop_capabilities,
@@ -32,7 +31,8 @@ Function = Callable[[list[bytes], dict[bytes, bytes]], int]
 
 _REPORT = 3
 _LIVENESS = 4
-_TEMPLATE = 5
+_USER_NAMESPACE = 5
+_TEMPLATE = 6
 _MAX_FD = (1 << 32) - 1
 # The line that Nix leaves in the log, with its colours and without an end of line.
 _EXECUTING = b"\x1b[31;1merror:\x1b[0m executing '\x1b[35;1m%b\x1b[0m': \x1b[35;1m%b\x1b[0m"
@@ -52,12 +52,14 @@ class Machine:
 class Descriptors:
     """What a child gets: where it prints, where it reports, and the pipe that the spawner holds.
 
+    ``user_namespace`` is the one to enter; see ``user_namespaces``.
     ``template`` is what to start from, if there is something.
     """
 
     output: int
     report: int
     liveness: int
+    user_namespace: int
     template: Template | None = None
 
 
@@ -97,8 +99,8 @@ def _confine(spec: SandboxSpec, machine: Machine, template: Template | None) -> 
         null = os.open("/dev/null", os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
-    become_build_user(spec)
-    enter_user_namespace(spec)
+    enter_user_namespace(spec, _USER_NAMESPACE)
+    os.close(_USER_NAMESPACE)
     drop_capabilities(machine.last_capability)
     die_with_spawner(_LIVENESS)
     os.close(_LIVENESS)
@@ -108,13 +110,11 @@ def _confine(spec: SandboxSpec, machine: Machine, template: Template | None) -> 
 
 
 def _arrange_descriptors(descriptors: Descriptors) -> None:
-    """Output at 1 and 2, the report at 3, the pipe at 4, the template at 5, and no others."""
+    """Output at 1 and 2, report, pipe, user namespace and template above, and no others."""
     # Above all targets first, so that none of them is overwritten while it is still needed.
-    high = [
-        _duplicate_above(fd)
-        for fd in (descriptors.output, descriptors.report, descriptors.liveness)
-    ]
-    last = _LIVENESS
+    wanted = (descriptors.output, descriptors.report, descriptors.liveness)
+    high = [_duplicate_above(fd) for fd in (*wanted, descriptors.user_namespace)]
+    last = _USER_NAMESPACE
     if descriptors.template is not None:
         last = _TEMPLATE
         os.dup2(_duplicate_above(descriptors.template.descriptor), _TEMPLATE, inheritable=False)
@@ -122,6 +122,7 @@ def _arrange_descriptors(descriptors: Descriptors) -> None:
     os.dup2(high[0], 2)
     os.dup2(high[1], _REPORT, inheritable=False)
     os.dup2(high[2], _LIVENESS, inheritable=False)
+    os.dup2(high[3], _USER_NAMESPACE, inheritable=False)
     syscalls.close_range(last + 1, _MAX_FD)
 
 

@@ -6,7 +6,6 @@ was mounted before can't be undone from inside. After it the bounding set is ful
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import signal
@@ -19,9 +18,8 @@ from sandbox.step import Step
 
 _ADDR_NO_RANDOMIZE = 0x0040000
 _PER_LINUX32 = 0x0008
-_OOM_SCORE = 500
-_PROC_SUPER_MAGIC = 0x9FA0
 _LANDLOCK_WITH_SCOPES = 6
+_OOM_SCORE = 500
 _PERSONALITIES = {None: _ADDR_NO_RANDOMIZE, "i686": _ADDR_NO_RANDOMIZE | _PER_LINUX32}
 _LAST_CAPABILITY = "/proc/sys/kernel/cap_last_cap"
 
@@ -55,39 +53,18 @@ def _prefer_for_oom_kill() -> None:
         os.close(fd)
 
 
-def become_build_user(spec: SandboxSpec) -> None:
-    """Change to the build user for good, on the host's side."""
+def enter_user_namespace(spec: SandboxSpec, namespace: int) -> None:
+    """Enter a user namespace in which only the ids of the specification exist, and take them."""
     with Step("drop supplementary groups", "setgroups"):
         os.setgroups([])
+    with Step("enter the user namespace", "setns"):
+        syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
     with Step("change to the build user", "setresuid"):
-        os.setresgid(spec.host_gid, spec.host_gid, spec.host_gid)
-        os.setresuid(spec.host_uid, spec.host_uid, spec.host_uid)
-
-
-def enter_user_namespace(spec: SandboxSpec) -> None:
-    """A user namespace in which only the ids of the specification exist."""
-    # A change of ids made this process undumpable, and its files in /proc root's.
-    prctl.set_dumpable(1)
-    with Step("create the user namespace", "unshare"):
-        syscalls.unshare(syscalls.CLONE_NEWUSER)
-    with Step("map the ids", "write"):
-        _write_proc("setgroups", b"deny")
-        _write_proc("uid_map", b"%d %d 1" % (spec.inside_uid, spec.host_uid))
-        _write_proc("gid_map", b"%d %d 1" % (spec.inside_gid, spec.host_gid))
-    with Step("take the ids inside", "setresuid"):
         os.setresgid(spec.inside_gid, spec.inside_gid, spec.inside_gid)
         os.setresuid(spec.inside_uid, spec.inside_uid, spec.inside_uid)
-
-
-def _write_proc(name: str, content: bytes) -> None:
-    """Write to a file of this process in a real procfs, and nowhere else (attack row 24)."""
-    fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        if syscalls.file_system_type(fd) != _PROC_SUPER_MAGIC:
-            raise OSError(errno.EINVAL, "/proc is not a procfs")
-        os.write(fd, content)
-    finally:
-        os.close(fd)
+    # A change of ids makes a process undumpable, and its files in /proc root's: builtins, which
+    # don't become another program, need theirs.
+    prctl.set_dumpable(1)
 
 
 def drop_capabilities(last_capability: int) -> None:

@@ -166,6 +166,11 @@ class Spawner:
             os.close(report)
         return await _judge(SandboxProcess(pid, pidfd, None, cgroup, pending.exit), reports)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the process has ended on its own: nothing can be started with it any more."""
+        return self._lost is not None
+
     async def close(self) -> None:
         """End the spawner and everything that it runs."""
         if self._loop is not None:

@@ -29,6 +29,7 @@ from sandbox.namespaces import clone_flags
 from sandbox.privileges import last_capability
 from sandbox.seccomp import compile_filter
 from sandbox.template import Templates
+from sandbox.user_namespaces import UserNamespaces
 
 _MAX_DATAGRAM = 1 << 16
 _MAX_FDS = 4
@@ -47,6 +48,7 @@ class _Server:
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> request, pid
         # Children hold the read end; when this process dies, they see its end.
         self._liveness, self._alive = os.pipe()
+        self._user_namespaces = UserNamespaces()
 
     def serve(self) -> None:
         """Answer requests until the executor hangs up; then kill what runs."""
@@ -80,10 +82,14 @@ class _Server:
         with open(spec_fd, "rb", closefd=False) as file:
             spec = unpack_spec(file.read())
         template = self._templates.find(spec)
-        descriptors = Descriptors(
-            output=output, report=report, liveness=self._liveness, template=template
-        )
         try:
+            descriptors = Descriptors(
+                output=output,
+                report=report,
+                liveness=self._liveness,
+                user_namespace=self._user_namespaces.get(spec),
+                template=template,
+            )
             flags = clone_flags(spec, with_template=template is not None)
             pid, pidfd = syscalls.clone3(flags, cgroup)
         except OSError as error:

@@ -121,6 +121,16 @@ class _Asking:
         return await task
 
 
+async def closure_offers(
+    store: StoreThread, substitution: Substitution, path: StorePath
+) -> dict[StorePath, Found] | None:
+    """Who offers a path and all that it refers to and that isn't here; ``None`` if not all of it.
+
+    Empty for a path that is here.
+    """
+    return await _Asking(store, substitution).closure(path)
+
+
 def may_substitute(node: Node, *, always_allowed: bool) -> bool:
     """Whether the derivation lets its outputs come from elsewhere (row D22)."""
     derivation = node.derivation

@@ -61,6 +61,11 @@ class StoreThread:
             self._store = None
         self._pool.shutdown()
 
+    def let_go(self) -> None:
+        """End the thread and leave the store open, for whoever opened it to use and close it."""
+        self._store = None
+        self._pool.shutdown()
+
     async def _run(self, function: Callable[[], T]) -> T:
         return await finish(asyncio.get_running_loop().run_in_executor(self._pool, function))
 
@@ -74,14 +79,47 @@ async def finish(future: asyncio.Future[T]) -> T:
         raise
 
 
+class Spawners:
+    """The fork servers of one process: for ordinary builders, and for builtins once one is built.
+
+    One that was lost (killed, say) is replaced for the next build.
+    """
+
+    def __init__(self, ordinary: Spawner) -> None:
+        self._ordinary = ordinary
+        self._builtin: Spawner | None = None
+        self._starting = asyncio.Lock()
+
+    async def get(self, *, builtin: bool) -> Spawner:
+        """The spawner for ordinary builders, or the one that has the builtins loaded."""
+        async with self._starting:
+            if not builtin:
+                if self._ordinary.is_lost:
+                    await self._ordinary.close()
+                    self._ordinary = Spawner.start()
+                return self._ordinary
+            if self._builtin is not None and self._builtin.is_lost:
+                await self._builtin.close()
+                self._builtin = None
+            if self._builtin is None:
+                self._builtin = Spawner.start(preload=(BUILTIN_ENTRY,))
+            return self._builtin
+
+    async def close(self) -> None:
+        """End both, and all that they run."""
+        await self._ordinary.close()
+        if self._builtin is not None:
+            await self._builtin.close()
+
+
 @dataclass(slots=True, kw_only=True)
 class BuildContext:
-    """Shared by the builds of one executor; lives as long as it."""
+    """Shared by the builds of one executor, or of one client of a daemon."""
 
     settings: Settings
     store: StoreThread
     users: UserPool
-    spawner: Spawner
+    spawners: Spawners
     slots: asyncio.Semaphore
     workers: ThreadPoolExecutor
     emit: Callable[[Event], None]
@@ -90,10 +128,8 @@ class BuildContext:
     spares: SpareDirectories
     environ: Mapping[bytes, bytes]
     substitution: Substitution | None = None
-    builtin_spawner: Spawner | None = None
     ids: Iterator[int] = field(default_factory=lambda: count(1))
     extra_slots: asyncio.Semaphore = field(init=False)
-    _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         """Some derivations have slots of their own (row D21)."""
@@ -102,15 +138,6 @@ class BuildContext:
     def new_build_id(self) -> int:
         """A number that nothing else in this run has; from any thread."""
         return next(self.ids)
-
-    async def spawner_for(self, *, builtin: bool) -> Spawner:
-        """The spawner for ordinary builders, or the one that has the builtins loaded."""
-        if not builtin:
-            return self.spawner
-        async with self._starting:
-            if self.builtin_spawner is None:
-                self.builtin_spawner = Spawner.start(preload=(BUILTIN_ENTRY,))
-        return self.builtin_spawner
 
     async def work_until(
         self,

@@ -263,7 +263,7 @@ class _Job:
         return request
 
     async def _run(self, request: BuildRequest, meter: DiskMeter | None) -> Outcome:
-        spawner = await self._context.spawner_for(builtin=request.is_builtin)
+        spawner = await self._context.spawners.get(builtin=request.is_builtin)
         self._log_path, log = open_log(self._context, self._node.drv_path)
         try:
             self._outcome = await run_builder(

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from executor.build.spares import Spare, SpareDirectories, move_in, move_out
 from executor.build.users import BuildUser
 from executor.errors import StoreError
-from executor.store.descriptors import make_directories
+from executor.store.descriptors import fd_path, make_directories
 from executor.store.tree import delete_tree
 
 _MAX_KEPT_DEPTH = 256
@@ -311,7 +311,7 @@ def take_ownership(parent_fd: int, name: str | bytes) -> None:
             entry = names.pop()
             status = os.stat(entry, dir_fd=directory, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
-                os.chown(entry, 0, 0, dir_fd=directory, follow_symlinks=False)
+                _take_file(directory, entry)
             elif len(levels) < _MAX_KEPT_DEPTH:
                 levels.append(_take_directory(directory, entry))
             else:
@@ -319,6 +319,19 @@ def take_ownership(parent_fd: int, name: str | bytes) -> None:
     finally:
         for directory, _names in levels:
             os.close(directory)
+
+
+def _take_file(parent_fd: int, name: str) -> None:
+    """Give anything but a directory to root, without set-id bits and writable to nobody else."""
+    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    try:
+        # chown and chmod take no such descriptor; the link in /proc leads to this very inode.
+        os.chown(fd_path(descriptor), 0, 0)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISLNK(mode):
+            os.chmod(fd_path(descriptor), stat.S_IMODE(mode) & 0o755)
+    finally:
+        os.close(descriptor)
 
 
 def _take_directory(parent_fd: int, name: str | bytes) -> tuple[int, list[str]]:

@@ -31,6 +31,7 @@ _COMMANDS = {
     "verify": "check that the store holds what it should",
     "gc": "delete what no root needs",
     "optimise": "replace equal files by hard links",
+    "daemon": "serve Nix's clients on a socket",
     "log": "print the log of a build",
     "doctor": "try everything that building needs of this machine",
     "show-config": "print the settings in force",

@@ -12,6 +12,13 @@ import sys
 import time
 from typing import Protocol, TextIO
 
+from executor.build.event_texts import (
+    building_text,
+    machine_text,
+    printable,
+    user_text,
+    waiting_text,
+)
 from executor.build.events import (
     BuildFinished,
     BuildLogLine,
@@ -34,7 +41,6 @@ from executor.build.result import BuildResult, BuildStatus
 from executor.cli.plan_text import plan_lines
 from executor.formats.store_path import StoreDir, StorePath
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]|\x1b(?!\[[0-9;]*m)")
 _PREFIXES = {0: "error: ", 1: "warning: "}
 _REDRAW = 0.1
 
@@ -89,12 +95,6 @@ def _on_stderr(
     if log_format in ("raw", "raw-with-logs") or not is_terminal:
         return plain
     return BarDisplay(plain, out)
-
-
-def printable(line: bytes) -> str:
-    """Text of a log line without what could drive a terminal; colours stay."""
-    text = line.decode("utf-8", "replace")
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class PlainDisplay:
@@ -266,13 +266,6 @@ def _short(path: StorePath) -> str:
     return path.name.removesuffix(".drv")
 
 
-def building_text(event: BuildStarted, store_dir: StoreDir) -> str:
-    """What is built, and where, if that is not here."""
-    shown = printable(event.machine[:200].encode("utf-8", "replace"))
-    where = f" on '{shown}'" if shown else ""
-    return f"{event.purpose} '{store_dir.render(event.drv_path)}'{where}"
-
-
 def error_text(message: str) -> str:
     """An error as Nix shows it: its further lines begin below the first one's text."""
     return "error: " + printable(message.encode("utf-8", "replace")).replace("\n", "\n       ")
@@ -281,22 +274,3 @@ def error_text(message: str) -> str:
 def notice_text(level: int, text: str) -> str:
     """What people are told of a notice: how bad it is, and what."""
     return _PREFIXES.get(level, "") + text
-
-
-def machine_text(name: str) -> str:
-    """Nix's sentence where the build hook has put somebody off."""
-    return f"waiting for a machine to build '{name}'"
-
-
-def user_text(name: str) -> str:
-    """Nix's sentence where all build users are in use."""
-    return f"waiting for a free build user ID for '{name}'"
-
-
-def waiting_text(event: WaitingForLock) -> str:
-    """Nix's sentence, and who it is that we wait for."""
-    text = "waiting for lock on " + ", ".join(f"'{path}'" for path in event.paths)
-    if event.holders:
-        noun = "process" if len(event.holders) == 1 else "processes"
-        text += f", held by {noun} {', '.join(map(str, event.holders))}"
-    return text

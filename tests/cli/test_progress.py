@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from executor.build.event_texts import printable
 from executor.build.events import (
     BuildFinished,
     BuildLogLine,
@@ -38,14 +39,7 @@ from executor.build.events import (
 )
 from executor.build.result import BuildResult, BuildStatus
 from executor.cli.json_display import JsonDisplay
-from executor.cli.progress import (
-    BarDisplay,
-    Display,
-    PlainDisplay,
-    TeeDisplay,
-    make_display,
-    printable,
-)
+from executor.cli.progress import BarDisplay, Display, PlainDisplay, TeeDisplay, make_display
 from executor.formats.store_path import StoreDir, StorePath
 from tests.build.conftest import Workshop
 from tests.build.conftest import workshop as workshop

@@ -26,12 +26,7 @@ from tests.sandbox.conftest import Bench, with_spawner
 pytestmark = pytest.mark.root
 
 # What the executor's code opens between the change of root and the builder: nothing to load.
-_OPENED_BY_SET_UP = [
-    "/dev/null",
-    "/proc/self/setgroups",
-    "/proc/self/uid_map",
-    "/proc/self/gid_map",
-]
+_OPENED_BY_SET_UP = ["/dev/null"]
 
 
 def test_row_015_nothing_is_loaded_from_the_new_root(workshop: Workshop, tmp_path: Path) -> None:
@@ -215,7 +210,7 @@ def swapping_path(*arguments, **options):
     return tree
 os.mkdir("root")
 syscalls.mount(b"x", b"root", b"tmpfs", 0, b"")
-builder = mounts._Builder(os.open("root", os.O_RDONLY | os.O_DIRECTORY))
+builder = mounts.Builder(os.open("root", os.O_RDONLY | os.O_DIRECTORY))
 source = os.fsencode(base) + b"/source"
 try:
     if what == "path":
@@ -268,11 +263,12 @@ def test_row_023_a_device_that_is_another_is_refused(tmp_path: Path, what: str) 
 
 def test_row_024_a_false_proc_is_not_written_to(tmp_path: Path) -> None:
     code = (
-        "import os; from sandbox import syscalls; from sandbox.privileges import _write_proc\n"
+        "import os; from sandbox import syscalls, user_namespaces\n"
         "syscalls.mount(b'x', b'/proc', b'tmpfs', 0, b'')\n"
         "os.mkdir('/proc/self')\n"
         "for name in ('setgroups', 'uid_map'): open('/proc/self/' + name, 'w').close()\n"
-        "try: _write_proc('uid_map', b'0 0 1')\n"
+        "process = os.open('/proc/self', os.O_RDONLY | os.O_DIRECTORY)\n"
+        "try: user_namespaces._write(process, 'uid_map', b'0 0 1')\n"
         "except OSError as error: print(error.strerror)\n"
         "print(repr(open('/proc/self/uid_map').read()))\n"
     )
@@ -466,7 +462,7 @@ def test_row_042_a_namespace_that_can_not_be_made_is_named(bench: Bench) -> None
     async def go(spawner: Spawner) -> None:
         with pytest.raises(SetupFailedError) as caught:
             await bench.start(spawner, bench.spec("echo ran > /build/ran"))
-        assert caught.value.step == "create the user namespace"
+        assert caught.value.step == "create namespaces"
         assert caught.value.error_number == errno.ENOSPC
 
     with_spawner(go, ("tests.hostile.no_user_namespaces:nothing",))
