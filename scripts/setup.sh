@@ -40,6 +40,7 @@ if [ "$purpose" = test ]; then
     need dpkg-dev command -v dpkg-source
     need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
     need procps command -v ps
+    need passwd command -v useradd
     need strace command -v strace
     need libseccomp2 library libseccomp.so.2
     need gcc-multilib header_32 stdio.h
@@ -54,6 +55,17 @@ and there is no apt-get to install them:$missing"
     # shellcheck disable=SC2086  # a list of words
     timeout 900 apt-get -qq install --no-install-recommends -y $missing >/dev/null \
         || die "apt-get could not install:$missing"
+fi
+
+# Stock Nix, the oracle, builds under these; without them it would build as root. (Debian keeps
+# them in a package of their own, together with a daemon that nobody needs here.)
+if [ "$purpose" = test ] && ! getent group nixbld >/dev/null; then
+    say "adding the group nixbld and the users nixbld1 to nixbld10 for stock Nix"
+    groupadd --system nixbld
+    for number in 1 2 3 4 5 6 7 8 9 10; do
+        useradd --system --gid nixbld --groups nixbld --home-dir /var/empty --no-create-home \
+            --shell /usr/sbin/nologin "nixbld$number"
+    done
 fi
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
