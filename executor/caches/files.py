@@ -87,13 +87,16 @@ class DirectoryFiles:
         if not all(parts) or {".", ".."} & set(parts) or "\0" in name:
             raise CacheError(f"'{name[:200]}' is no file of the cache '{self._directory}'")
         try:
-            descriptor = os.open(f"{self._directory}/{name}", _OPEN_FLAGS)
+            path_fd = os.open(f"{self._directory}/{name}", os.O_PATH | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise CacheError(f"'{self._directory}/{name}' is no regular file")
-        return LocalFile(descriptor)
+        try:
+            # Looked at before it is opened: a link to a device does something when it is opened.
+            if not stat.S_ISREG(os.fstat(path_fd).st_mode):
+                raise CacheError(f"'{self._directory}/{name}' is no regular file")
+            return LocalFile(os.open(f"/proc/self/fd/{path_fd}", _OPEN_FLAGS))
+        finally:
+            os.close(path_fd)
 
 
 class LocalFile:

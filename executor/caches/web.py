@@ -7,17 +7,14 @@ goes on where it stopped if the server can do that.
 
 from __future__ import annotations
 
-import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
-from weakref import WeakSet
 
 import urllib3
-import urllib3.connection
 from urllib3.exceptions import (
     HTTPError,
     IncompleteRead,
@@ -29,6 +26,7 @@ from urllib3.exceptions import (
     TimeoutError,
 )
 
+from executor.caches.connections import Connections
 from executor.caches.errors import CacheError
 from executor.caches.watching import Meter, Watcher
 from executor.settings import Settings
@@ -54,10 +52,12 @@ from executor.transfers.errors import TransferError
 
 _USER_AGENT = "executor/0.1 (Nix substituter)"
 _DEFAULT_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
-_ENCODINGS = "gzip, deflate, br, zstd"
+# What urllib3 can undo with the packages that we have. Not zstd: it wants another package for that.
+_ENCODINGS = "gzip, deflate, br"
 _BLOCK = 1 << 16
 # What is left of an answer that nobody wants is read up to this, to keep the connection.
 _DRAIN = 1 << 16
+_DRAIN_SECONDS = 1.0
 
 T = TypeVar("T")
 Warn = Callable[[str], object]
@@ -113,8 +113,8 @@ class WebClient:
         self._passwords = Passwords(netrc_file)
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
-        self._sockets: WeakSet[socket.socket] = WeakSet()
-        self._stopped = threading.Event()
+        ca_file = options.ca_file or _DEFAULT_CA_FILE
+        self._connections = Connections(ca_file, options.stalled_timeout)
 
     def get(
         self, url: str, limit: int, *, attempts: int | None = None, parent: int = 0
@@ -227,61 +227,25 @@ class WebClient:
             "maxsize": options.connections,
             "timeout": timeout,
             "cert_reqs": "CERT_REQUIRED",
-            "ca_certs": options.ca_file or _DEFAULT_CA_FILE,
         }
         if proxy is None:
-            return self._watched(urllib3.PoolManager(**arguments))
+            return self._connections.adopt(urllib3.PoolManager(**arguments))
         headers = {}
         if proxy.user is not None:
             headers["Proxy-Authorization"] = basic(proxy.user, proxy.password or "")
         host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
         url = f"http://{host}:{proxy.port}"
-        return self._watched(urllib3.ProxyManager(url, proxy_headers=headers, **arguments))
-
-    def _watched(self, manager: urllib3.PoolManager) -> urllib3.PoolManager:
-        """Remember the sockets of a manager's connections, for ``interrupt``."""
-        remember = self._remember
-
-        class Plain(urllib3.connection.HTTPConnection):
-            def connect(self) -> None:
-                super().connect()
-                remember(self.sock)
-
-        class Secure(urllib3.connection.HTTPSConnection):
-            def connect(self) -> None:
-                super().connect()
-                remember(self.sock)
-
-        class PlainPool(urllib3.HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(urllib3.HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-        return manager
-
-    def _remember(self, connected: socket.socket) -> None:
-        with self._lock:
-            self._sockets.add(connected)
-            # An interrupt that came while it was being connected did not find it.
-            late = self._stopped.is_set()
-        if late:
-            with suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
+        return self._connections.adopt(
+            urllib3.ProxyManager(url, proxy_headers=headers, **arguments)
+        )
 
     def sleep(self, seconds: float) -> bool:
         """Wait; tells whether to go on."""
-        return not self._stopped.wait(seconds)
+        return not self._connections.stopped.wait(seconds)
 
     def interrupt(self) -> None:
         """End all transfers from another thread: they raise ``TransferError``, as new ones do."""
-        with self._lock:
-            self._stopped.set()
-            sockets = list(self._sockets)
-        for connected in sockets:
-            with suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
+        self._connections.interrupt()
 
     def close(self) -> None:
         """Close connections that nobody uses."""
@@ -289,6 +253,7 @@ class WebClient:
             for pool in self._pools.values():
                 pool.clear()
             self._pools.clear()
+        self._connections.close()
 
 
 class Download:
@@ -420,10 +385,14 @@ class Download:
 
 
 def _give_back(response: urllib3.BaseHTTPResponse) -> None:
-    """Keep the connection of an answer that nobody reads, if it isn't long."""
+    """Keep the connection of an answer that nobody reads, if it is short and comes at once."""
+    left, until = _DRAIN, time.monotonic() + _DRAIN_SECONDS
     try:
-        while (response.length_remaining or 0) <= _DRAIN and response.read1(_DRAIN):
-            pass
+        while left > 0 and (response.length_remaining or 0) <= left and time.monotonic() < until:
+            data = response.read1(left, decode_content=False)
+            if not data:
+                break
+            left -= len(data)
     except (HTTPError, OSError, ValueError):
         pass  # broken
     response.close()
@@ -435,8 +404,10 @@ def transport_failure(url: str, error: Exception) -> TransferError:
         case NameResolutionError():
             reason = "Could not resolve hostname (6)"
         case SSLError():
-            text = f"SSL peer certificate or SSH remote key was not OK (60) {error}"
-            return failure(url, text)
+            if not _only_talk(error):
+                text = f"SSL peer certificate or SSH remote key was not OK (60) {error}"
+                return failure(url, text)
+            reason = f"SSL connect error (35) {error}"
         case NewConnectionError():
             reason = f"Could not connect to server (7) {error.__cause__ or error}"
         case TimeoutError():
@@ -450,3 +421,9 @@ def transport_failure(url: str, error: Exception) -> TransferError:
         case _:
             return failure(url, f"Weird server reply (8) {error}")
     return failure(url, reason, transient=True)
+
+
+def _only_talk(error: SSLError) -> bool:
+    """Whether only the talking failed: no certificate was bad, and no file of ours."""
+    cause = error.args[0] if error.args else None
+    return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLCertVerificationError)

@@ -111,6 +111,7 @@ def basic(user: str, password: str) -> str:
 class Passwords:
     """The netrc file: user and password for exactly the hosts that it names.
 
+    Its ``default`` entry is for whoever the transfer began with, not for where it was sent.
     Raises TransferError for a malformed one. No file, and one that may not be read, mean that there
     are no accounts.
     """
@@ -142,8 +143,13 @@ class Passwords:
             return basic(first.user, first.password or "")
         if endpoint.scheme != "https" and endpoint.authority != first.authority:
             return None
-        entry = self._accounts.authenticators(endpoint.host) if self._accounts else None
+        entry = self._account(endpoint.host, default=endpoint.authority == first.authority)
         return basic(entry[0] or "", entry[2] or "") if entry else None
+
+    def _account(self, host: str, *, default: bool) -> tuple[str, str, str] | None:
+        """The entry of a host; the one without a host is for those that we chose ourselves."""
+        hosts = {} if self._accounts is None else self._accounts.hosts
+        return hosts.get(host) or (hosts.get("default") if default else None)
 
 
 class Proxies:
