@@ -42,7 +42,7 @@ HEAVY = frozenset({"pyroute2", "prctl", "cryptography", "zstandard", "ssl", "bro
 # by who talks to a server.
 HEAVY_AT_HOME = (
     *("sandbox.privileges", "sandbox.spawner", "executor.builtins."),
-    *("executor.transfers.", "executor.caches.web"),
+    *("executor.transfers.", "executor.caches.web", "executor.caches.connections"),
 )
 
 
