@@ -14,7 +14,7 @@ from itertools import count
 from executor.errors import ConfigError
 from executor.host import Host, detect_host
 from executor.limits import MODES, Resource, parse_limit, parse_limit_rules
-from executor.settings import ALIASES, HARMLESS, NIX_ONLY, SandboxPath, Settings
+from executor.settings import ALIASES, EXPERIMENTAL, HARMLESS, NIX_ONLY, SandboxPath, Settings
 
 __all__ = ["LoadedSettings", "SandboxPath", "Settings", "load_settings"]
 
@@ -191,15 +191,28 @@ class _Resolver:
         self._values = {name: getattr(base, name) for name in self._types}
         self._unknown: dict[str, str] = {}
         self._weak: dict[str, str] = {}
+        self._gated: dict[str, None] = {}
 
     def settings(self) -> Settings:
         """The result so far."""
-        return Settings(**self._values)
+        ignored = {name.replace("-", "_"): False for name in self._disabled()}
+        return Settings(**{**self._values, **ignored})
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was ignored: once for each setting, and only if the last word on it is weak."""
-        return (*self._unknown.values(), *self._weak.values())
+        disabled = (
+            f"Ignoring setting '{name}' because experimental feature '{EXPERIMENTAL[name]}' is not "
+            "enabled"
+            for name in self._disabled()
+        )
+        return (*self._unknown.values(), *self._weak.values(), *disabled)
+
+    def _disabled(self) -> list[str]:
+        """Settings that were set without the experimental feature that they need."""
+        features = self._values["experimental_features"]
+        assert isinstance(features, frozenset)
+        return [name for name in self._gated if EXPERIMENTAL[name] not in features]
 
     def assign(self, assignment: _Assignment) -> None:
         name, appending = self._canonical(assignment.name)
@@ -216,6 +229,8 @@ class _Resolver:
             value = _parse(name, kind, assignment.value)
         except ValueError as error:
             raise ConfigError(f"{assignment.origin}: setting '{name}': {error}") from None
+        if name in EXPERIMENTAL:
+            self._gated[name] = None
         if appending:
             value = _append(self._values[attribute], value)
         self._values[attribute] = value

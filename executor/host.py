@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-_BASE_FEATURES = frozenset({"nixos-test", "benchmark", "big-parallel"})
+_BASE_FEATURES = frozenset({"nixos-test", "benchmark", "big-parallel", "uid-range"})
 _SHELLS = ("/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox")
 _CERTIFICATES = (
     "/etc/ssl/certs/ca-certificates.crt",

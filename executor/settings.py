@@ -50,6 +50,8 @@ class Settings:
     system_features: frozenset[str] = frozenset()
     build_users_group: str = "nixbld"
     require_drop_supplementary_groups: bool = True
+    auto_allocate_uids: bool = False
+    use_cgroups: bool = False
     start_id: int = 0x34000000
     id_count: int = 65536 * 128
     build_dir: str = ""
@@ -150,12 +152,15 @@ HARMLESS = {
     "allow-new-privileges": frozenset({"false", "no", "0"}),
 }
 
+# Settings that count only with an experimental feature, which has to be enabled.
+EXPERIMENTAL = {"auto-allocate-uids": "auto-allocate-uids"}
+
 # Known to Nix 2.34.8 and without meaning here: evaluation and other matters.
 NIX_ONLY = frozenset(
     """
     abort-on-warn accept-flake-config access-tokens allow-dirty allow-dirty-locks
     allow-import-from-derivation allow-symlinked-store
-    allow-unsafe-native-code-during-evaluation allowed-uris auto-allocate-uids
+    allow-unsafe-native-code-during-evaluation allowed-uris
     bash-prompt bash-prompt-prefix bash-prompt-suffix build-impersonate-linux-26
     commit-lock-file-summary commit-lockfile-summary debugger-on-trace debugger-on-warn
     download-buffer-size download-speed eval-cache eval-cores eval-system external-builders
@@ -169,7 +174,7 @@ NIX_ONLY = frozenset(
     pure-eval reject-flake-config restrict-eval show-trace ssl-cert-old store sync-before-old
     tarball-ttl trace-function-calls trace-import-from-derivation trace-verbose
     upgrade-nix-store-path-url
-    use-case-hack use-cgroups use-registries use-sqlite-wal-old use-xdg-base-directories
+    use-case-hack use-registries use-sqlite-wal-old use-xdg-base-directories
     warn-dirty warn-short-path-literals
     """.split()  # noqa: SIM905
 )

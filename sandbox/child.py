@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sandbox import syscalls
+from sandbox import id_range, syscalls
 from sandbox.messages import Failed, Ready, pack_report
 from sandbox.mounts import enter_new_root
 from sandbox.namespaces import set_up_namespaces
@@ -32,7 +32,7 @@ Function = Callable[[list[bytes], dict[bytes, bytes]], int]
 _REPORT = 3
 _LIVENESS = 4
 _USER_NAMESPACE = 5
-_TEMPLATE = 6
+_EXTRA = 6  # a template or a handover, whichever it is
 _MAX_FD = (1 << 32) - 1
 # The line that Nix leaves in the log, with its colours and without an end of line.
 _EXECUTING = b"\x1b[31;1merror:\x1b[0m executing '\x1b[35;1m%b\x1b[0m': \x1b[35;1m%b\x1b[0m"
@@ -52,15 +52,17 @@ class Machine:
 class Descriptors:
     """What a child gets: where it prints, where it reports, and the pipe that the spawner holds.
 
-    ``user_namespace`` is the one to enter; see ``user_namespaces``.
+    ``user_namespace`` is the one to enter, but for a range of ids; see ``user_namespaces``.
     ``template`` is what to start from, if there is something.
+    ``handover`` is where the helper of a range of ids tells of the child; see ``id_range``.
     """
 
     output: int
     report: int
     liveness: int
-    user_namespace: int
+    user_namespace: int | None = None
     template: Template | None = None
+    handover: int | None = None
 
 
 def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> NoReturn:
@@ -88,20 +90,10 @@ def _confine(spec: SandboxSpec, machine: Machine, template: Template | None) -> 
             multiplexed_sockets=spec.machine == "i686", preallocation=spec.preallocation
         )
     set_process_attributes(spec)
-    set_up_namespaces(spec)
-    if template is None:
-        enter_new_root(spec)
+    if spec.id_count > 1:
+        _enter_with_range(spec)
     else:
-        namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        enter_template(spec, _TEMPLATE, template.own, namespaces)
-        syscalls.close_range(_TEMPLATE, _MAX_FD)
-    with Step("open /dev/null", "open"):
-        null = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-    enter_user_namespace(spec, _USER_NAMESPACE)
-    os.close(_USER_NAMESPACE)
-    drop_capabilities(machine.last_capability)
+        _enter(spec, machine.last_capability, template)
     die_with_spawner(_LIVENESS)
     os.close(_LIVENESS)
     with Step("enter the build directory", "chdir", spec.working_directory):
@@ -109,25 +101,63 @@ def _confine(spec: SandboxSpec, machine: Machine, template: Template | None) -> 
     confine_further(spec, machine.landlock_abi, program)
 
 
+def _enter(spec: SandboxSpec, last_capability: int, template: Template | None) -> None:
+    set_up_namespaces(spec)
+    if template is None:
+        enter_new_root(spec)
+    else:
+        namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        enter_template(spec, _EXTRA, template.own, namespaces)
+        syscalls.close_range(_EXTRA, _MAX_FD)
+    _read_nothing()
+    enter_user_namespace(spec, _USER_NAMESPACE)
+    os.close(_USER_NAMESPACE)
+    drop_capabilities(last_capability)
+
+
+def _enter_with_range(spec: SandboxSpec) -> None:
+    """The same for a program that is root in there; another process goes on."""
+    die_with_spawner(_LIVENESS)
+    procfs = id_range.open_procfs()
+    enter_new_root(spec)
+    _read_nothing()
+    id_range.split(spec, procfs, _EXTRA)
+
+
+def _read_nothing() -> None:
+    with Step("open /dev/null", "open"):
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+
+
 def _arrange_descriptors(descriptors: Descriptors) -> None:
-    """Output at 1 and 2, report, pipe, user namespace and template above, and no others."""
+    """Output at 1 and 2, report, pipe, user namespace and one more above, and no others."""
     # Above all targets first, so that none of them is overwritten while it is still needed.
     wanted = (descriptors.output, descriptors.report, descriptors.liveness)
-    high = [_duplicate_above(fd) for fd in (*wanted, descriptors.user_namespace)]
+    high = [_duplicate_above(fd) for fd in wanted]
+    if descriptors.user_namespace is not None:
+        high.append(_duplicate_above(descriptors.user_namespace))
     last = _USER_NAMESPACE
+    extra = descriptors.handover
     if descriptors.template is not None:
-        last = _TEMPLATE
-        os.dup2(_duplicate_above(descriptors.template.descriptor), _TEMPLATE, inheritable=False)
+        extra = descriptors.template.descriptor
+    if extra is not None:
+        last = _EXTRA
+        os.dup2(_duplicate_above(extra), _EXTRA, inheritable=False)
     os.dup2(high[0], 1)
     os.dup2(high[0], 2)
     os.dup2(high[1], _REPORT, inheritable=False)
     os.dup2(high[2], _LIVENESS, inheritable=False)
-    os.dup2(high[3], _USER_NAMESPACE, inheritable=False)
+    if len(high) > len(wanted):
+        os.dup2(high[3], _USER_NAMESPACE, inheritable=False)
+    else:
+        syscalls.close_range(_USER_NAMESPACE, _USER_NAMESPACE)
     syscalls.close_range(last + 1, _MAX_FD)
 
 
 def _duplicate_above(fd: int) -> int:
-    while fd <= _TEMPLATE:
+    while fd <= _EXTRA:
         fd = os.dup(fd)
     return fd
 

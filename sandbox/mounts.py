@@ -19,6 +19,7 @@ from sandbox.plan import (
     BindDevice,
     BindInputs,
     BindPath,
+    Give,
     MakeDirectory,
     MakeFile,
     MakeLink,
@@ -66,6 +67,8 @@ def _new_root(spec: SandboxSpec) -> int:
     with Step("mount the new root", "mount", spec.root_directory):
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         data = b"mode=0750,uid=0,gid=%d" % spec.host_gid
+        if spec.id_count > 1:  # who is root in there may make directories here, as in Nix
+            data = b"mode=0755,uid=%d,gid=%d" % (spec.host_uid, spec.host_gid)
         syscalls.mount(b"sandbox", spec.root_directory, b"tmpfs", flags, data)
     return os.open(spec.root_directory, _DIRECTORY)
 
@@ -115,6 +118,13 @@ class Builder:
         with Step("seal a directory", "chmod", operation.target):
             fd = self._directory(operation.target, 0o755)
             os.fchmod(fd, 0o555)
+            os.close(fd)
+
+    @perform.register
+    def _(self, operation: Give) -> None:
+        with Step("give a directory away", "chown", operation.target):
+            fd = self._directory(operation.target, 0o755)
+            os.fchown(fd, operation.uid, operation.gid)
             os.close(fd)
 
     @perform.register

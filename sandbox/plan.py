@@ -100,6 +100,15 @@ class Seal:
     target: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Give:
+    """Give a directory to the builder."""
+
+    target: bytes
+    uid: int
+    gid: int
+
+
 Operation = (
     MakeDirectory
     | BindPath
@@ -109,6 +118,7 @@ Operation = (
     | MakeFile
     | MakeLink
     | Seal
+    | Give
 )
 
 
@@ -167,6 +177,11 @@ def _operations(spec: SandboxSpec) -> Iterator[Operation]:
         yield _file(file)
     for bind in sorted(spec.binds, key=lambda bind: bind.target):
         yield _bind(bind)
+    if spec.id_count > 1:
+        # As in Nix, root of a range may add to /etc. What shows the kernel comes later: id_range.
+        yield Give(b"etc", spec.host_uid, spec.host_gid)
+        yield MakeDirectory(b"sys")
+        return
     yield Seal(b"etc")
     yield MountFileSystem(b"proc", b"proc", no_exec=True)
 

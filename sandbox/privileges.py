@@ -18,6 +18,7 @@ from sandbox.step import Step
 
 _ADDR_NO_RANDOMIZE = 0x0040000
 _PER_LINUX32 = 0x0008
+PROC_SUPER_MAGIC = 0x9FA0
 _LANDLOCK_WITH_SCOPES = 6
 _OOM_SCORE = 500
 _PERSONALITIES = {None: _ADDR_NO_RANDOMIZE, "i686": _ADDR_NO_RANDOMIZE | _PER_LINUX32}
@@ -59,12 +60,17 @@ def enter_user_namespace(spec: SandboxSpec, namespace: int) -> None:
         os.setgroups([])
     with Step("enter the user namespace", "setns"):
         syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
-    with Step("change to the build user", "setresuid"):
-        os.setresgid(spec.inside_gid, spec.inside_gid, spec.inside_gid)
-        os.setresuid(spec.inside_uid, spec.inside_uid, spec.inside_uid)
+    become_inside(spec)
     # A change of ids makes a process undumpable, and its files in /proc root's: builtins, which
     # don't become another program, need theirs.
     prctl.set_dumpable(1)
+
+
+def become_inside(spec: SandboxSpec) -> None:
+    """Take the ids that the program starts with, in its user namespace."""
+    with Step("take the ids inside", "setresuid"):
+        os.setresgid(spec.inside_gid, spec.inside_gid, spec.inside_gid)
+        os.setresuid(spec.inside_uid, spec.inside_uid, spec.inside_uid)
 
 
 def drop_capabilities(last_capability: int) -> None:

@@ -18,11 +18,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import prctl
 
-from sandbox import syscalls
+from sandbox import id_range, syscalls
 from sandbox.child import Descriptors, Function, Machine, run_child
 from sandbox.messages import Value, pack, unpack, unpack_spec
 from sandbox.namespaces import clone_flags
@@ -46,6 +47,7 @@ class _Server:
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> request, pid
+        self._helpers: dict[int, _Helper] = {}  # by pidfd, too; see id_range
         # Children hold the read end; when this process dies, they see its end.
         self._liveness, self._alive = os.pipe()
         self._user_namespaces = UserNamespaces()
@@ -81,28 +83,65 @@ class _Server:
     ) -> None:
         with open(spec_fd, "rb", closefd=False) as file:
             spec = unpack_spec(file.read())
-        template = self._templates.find(spec)
-        try:
-            descriptors = Descriptors(
-                output=output,
-                report=report,
-                liveness=self._liveness,
-                user_namespace=self._user_namespaces.get(spec),
-                template=template,
-            )
-            flags = clone_flags(spec, with_template=template is not None)
-            pid, pidfd = syscalls.clone3(flags, cgroup)
-        except OSError as error:
-            self._answer(("refused", request, error.errno or 0))
-            return
-        if pid == 0:
-            run_child(spec, self._machine, descriptors)
+        with contextlib.ExitStack() as stack:
+            template = self._templates.find(spec) if spec.id_count == 1 else None
+            channel, flags = None, clone_flags(spec, with_template=template is not None)
+            handover = None
+            if spec.id_count > 1:
+                flags = id_range.HELPER_FLAGS
+                channel, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                stack.enter_context(end)
+                handover = end.fileno()
+            try:
+                users = self._user_namespaces.get(spec) if spec.id_count == 1 else None
+                descriptors = Descriptors(
+                    output=output,
+                    report=report,
+                    liveness=self._liveness,
+                    user_namespace=users,
+                    template=template,
+                    handover=handover,
+                )
+                pid, pidfd = syscalls.clone3(flags, cgroup)
+            except OSError as error:
+                self._answer(("refused", request, error.errno or 0))
+                if channel is not None:
+                    channel.close()
+                return
+            if pid == 0:
+                run_child(spec, self._machine, descriptors)
+        if channel is None:
+            self._watch(request, pid, pidfd)
+        else:
+            self._helpers[pidfd] = _Helper(request, pid, channel)
+            self._poll.register(pidfd, select.POLLIN)
+
+    def _watch(self, request: int, pid: int, pidfd: int) -> None:
+        """A child has been started, and its end is waited for."""
         self._children[pidfd] = (request, pid)
         self._poll.register(pidfd, select.POLLIN)
         self._answer(("started", request, pid), pidfd)
 
+    def _take_over(self, pidfd: int) -> None:
+        """A helper has ended: its child goes on, or what is left of it says why not."""
+        helper = self._helpers.pop(pidfd)
+        self._poll.unregister(pidfd)
+        child = helper.child()
+        end = os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT)
+        if end is not None and end.si_status == 0 and child is not None:
+            os.waitpid(helper.pid, 0)
+            os.close(pidfd)
+            self._watch(helper.request, *child)
+            return
+        if child is not None:
+            _kill(*child)
+        self._watch(helper.request, helper.pid, pidfd)
+
     def _reap(self, pidfd: int) -> None:
         """The end of a child is the end of its namespace: all its processes are dead by now."""
+        if pidfd in self._helpers:
+            self._take_over(pidfd)
+            return
         request, pid = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         _pid, status, usage = os.wait4(pid, 0)
@@ -123,8 +162,36 @@ class _Server:
 
     def _kill_all(self) -> None:
         for pidfd, (_request, pid) in self._children.items():
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _kill(pid, pidfd)
+        for pidfd, helper in self._helpers.items():
+            _kill(helper.pid, pidfd)
+            if (child := helper.child()) is not None:
+                _kill(*child)
+
+
+@dataclass(frozen=True, slots=True)
+class _Helper:
+    """A process that sets up a sandbox and leaves it to a child of this process; see id_range."""
+
+    request: int
+    pid: int
+    channel: socket.socket
+
+    def child(self) -> tuple[int, int] | None:
+        """The child's pid and pidfd, if the helper has come that far; to be asked at its end."""
+        with self.channel:
+            self.channel.settimeout(0)
+            try:
+                data, fds, _flags, _address = socket.recv_fds(self.channel, _MAX_DATAGRAM, 1)
+            except (BlockingIOError, ConnectionResetError):
+                return None
+        return (cast(tuple[str, int], unpack(data))[1], fds[0]) if fds else None
+
+
+def _kill(pid: int, pidfd: int) -> None:
+    """End a child of this process for good, whatever runs in its namespaces."""
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _isolate() -> None:

@@ -12,6 +12,7 @@ from enum import Enum
 from sandbox.errors import SpecError
 
 MAX_PATH = 4095
+_END_OF_IDS = (1 << 32) - 1
 
 
 class Network(Enum):
@@ -113,7 +114,9 @@ class SandboxSpec:
     inputs are made in it. ``temporary_directory`` appears as ``/tmp``. ``files`` are made below
     ``/etc``. ``machine`` is ``i686`` for a 32-bit personality. ``dev_shm_size`` is as tmpfs takes
     it. Without ``preallocation`` no space on disk can be had but by writing. ``name`` is for
-    messages. Raises ``SpecError`` for what can't be obeyed.
+    messages. With ``id_count`` above 1, that many ids from ``host_uid`` and ``host_gid`` are mapped
+    to those from 0, and the program is root in its own namespaces; see ``id_range``. Raises
+    ``SpecError`` for what can't be obeyed.
     """
 
     name: str
@@ -131,6 +134,7 @@ class SandboxSpec:
     inputs: tuple[InputPath, ...] = ()
     binds: tuple[Bind, ...] = ()
     files: tuple[File, ...] = ()
+    id_count: int = 1
     inside_uid: int = 1000
     inside_gid: int = 100
     hostname: str = "localhost"
@@ -167,6 +171,10 @@ def _check_ids(spec: SandboxSpec) -> None:
         raise SpecError("a sandbox never runs under the host's root ids")
     if not (0 <= spec.inside_uid < 1 << 32 and 0 <= spec.inside_gid < 1 << 32):
         raise SpecError("ids inside are out of range")
+    if spec.id_count < 1 or max(spec.host_uid, spec.host_gid) + spec.id_count > _END_OF_IDS:
+        raise SpecError("the range of ids is empty or goes beyond the last one")
+    if spec.id_count > 1 and (spec.inside_uid, spec.inside_gid) != (0, 0):
+        raise SpecError("the program of a range of ids starts with the first of them")
 
 
 def _check_program(spec: SandboxSpec) -> None:

@@ -53,6 +53,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 _CLONE_PIDFD = 0x00001000
+_CLONE_PARENT = 0x00008000
 _CLONE_INTO_CGROUP = 0x200000000
 _SIGCHLD = 17
 
@@ -109,17 +110,25 @@ class _CloneArgs(ctypes.Structure):
     )
 
 
-def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
+def clone3(
+    flags: int, cgroup: int | None = None, *, sibling: bool = False, tid: int | None = None
+) -> tuple[int, int]:
     """Fork into new namespaces: (pid, pidfd) in the parent, (0, -1) in the child.
 
     ``cgroup`` is the directory of the control group that the child is in from its first moment.
-    No at-fork handlers run, so the caller must be single-threaded.
+    With ``sibling`` the child is our parent's. ``tid`` is the id that the child gets in its
+    innermost namespace of process ids. No at-fork handlers run, so the caller must be
+    single-threaded.
     """
     pidfd = ctypes.c_int(-1)
+    tids = (ctypes.c_int32 * 1)(tid or 0)
+    flags |= _CLONE_PIDFD | (0 if cgroup is None else _CLONE_INTO_CGROUP)
     arguments = _CloneArgs(
-        flags=flags | _CLONE_PIDFD | (0 if cgroup is None else _CLONE_INTO_CGROUP),
+        flags=flags | (_CLONE_PARENT if sibling else 0),
         pidfd=ctypes.addressof(pidfd),
-        exit_signal=_SIGCHLD,
+        exit_signal=0 if sibling else _SIGCHLD,
+        set_tid=ctypes.addressof(tids) if tid else 0,
+        set_tid_size=1 if tid else 0,
         cgroup=cgroup or 0,
     )
     size = ctypes.sizeof(arguments)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from executor.build.events import Event
 from executor.build.spares import SpareDirectories
-from executor.build.users import UserPool
+from executor.build.users import BuildUsers
 from executor.config import Settings
 from executor.store.local import LocalStore
 from executor.store.progress import Progress
@@ -118,7 +118,7 @@ class BuildContext:
 
     settings: Settings
     store: StoreThread
-    users: UserPool
+    users: BuildUsers
     spawners: Spawners
     slots: asyncio.Semaphore
     workers: ThreadPoolExecutor

@@ -14,8 +14,9 @@ from itertools import count
 
 from executor.build.context import BuildContext, Spawners, StoreThread
 from executor.build.events import Event, Notice
+from executor.build.id_slots import build_users
 from executor.build.spares import SpareDirectories
-from executor.build.users import UserPool
+from executor.build.users import BuildUsers
 from executor.config import Settings
 from executor.store.location import StoreLocation
 from executor.store.signing import load_secret_keys
@@ -44,7 +45,7 @@ class Engine:
         self._spares = SpareDirectories(self._build_root)
         self._settings = settings
         self._on_notice = on_notice
-        self._users: UserPool | None = None
+        self._users: BuildUsers | None = None
 
     def context(
         self,
@@ -69,15 +70,13 @@ class Engine:
             ids=ids if ids is not None else count(1),
         )
 
-    def _user_pool(self) -> UserPool:
+    def _user_pool(self) -> BuildUsers:
         """One for all, so that each id is looked at once; made when there is somebody to build."""
         if self._users is None:
-            settings, location = self._settings, self._location
-            self._users = UserPool(
-                state_dir=location.state_dir,
-                group=settings.build_users_group if location.is_default_layout else "",
-                range_start=settings.start_id + settings.id_count,
-                on_busy=lambda text: self._on_notice(Notice(level=1, text=text)),
+            self._users = build_users(
+                self._location,
+                self._settings,
+                lambda text: self._on_notice(Notice(level=1, text=text)),
             )
         return self._users
 

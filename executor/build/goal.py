@@ -17,6 +17,7 @@ from executor.build.context import BuildContext
 from executor.build.disk import DiskMeter, opened
 from executor.build.events import BuildStarted, Notice, Purpose, WaitingForLock, WaitingForUser
 from executor.build.failure import BuildFailureError, unable
+from executor.build.id_slots import SLOT_SIZE
 from executor.build.install import install
 from executor.build.log import LogEntry
 from executor.build.outputs import OutputRules, collect_outputs
@@ -78,7 +79,7 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
             )
             if isinstance(preparation, Present):
                 return job.succeeded(BuildStatus.ALREADY_VALID, preparation.outputs)
-            async with job.user() as user:
+            async with job.user(preparation) as user:
                 outputs = await job.build(preparation, user)
         return job.succeeded(BuildStatus.BUILT, outputs)
     except BuildFailureError as failure:
@@ -152,10 +153,11 @@ class _Job:
         return slots
 
     @asynccontextmanager
-    async def user(self) -> AsyncIterator[BuildUser]:
-        """A build user that nobody else has."""
+    async def user(self, preparation: Preparation) -> AsyncIterator[BuildUser]:
+        """A build user that nobody else has, with as many ids as the derivation asks for."""
         told = False
-        while (lease := self._context.users.try_acquire()) is None:
+        count = SLOT_SIZE if preparation.options.wants_uid_range else 1
+        while (lease := self._context.users.try_acquire(count)) is None:
             if not told:
                 told = True
                 self._context.emit(WaitingForUser(drv_path=self._node.drv_path))

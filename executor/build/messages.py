@@ -72,6 +72,20 @@ def impure_host_dep_refusal(
     return None
 
 
+def id_range_refusal(
+    wants_range: bool, *, allocates: bool, uses_cgroups: bool, features: Collection[str]
+) -> str | None:
+    """What a build lacks for ids of its own (``uid-range``), or for its control group."""
+    if wants_range and not allocates:
+        return "feature 'uid-range' requires the setting 'auto-allocate-uids' to be enabled"
+    if (wants_range or uses_cgroups) and "cgroups" not in features:
+        return (
+            "experimental Nix feature 'cgroups' is disabled; "
+            "add '--extra-experimental-features cgroups' to enable it"
+        )
+    return None
+
+
 def cannot_build(
     drv_path: str,
     reason: str,

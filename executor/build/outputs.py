@@ -76,9 +76,7 @@ def collect_outputs(
     Raises ``BuildFailureError`` with the verdict that Nix gives, and ``StoppedError`` when
     ``progress`` says so.
     """
-    policy = Canonicaliser(
-        allowed_uids=range(rules.user.uid, rules.user.uid + 1), ignored_acls=rules.ignored_acls
-    )
+    policy = Canonicaliser(allowed_uids=rules.user.uids, ignored_acls=rules.ignored_acls)
     for output in sorted(rules.wanted):
         _check_top(workspace.scratch_fd, rules, output)
     staged = []

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from executor.build.environment import BuildEnvironment, EnvironmentSettings, build_environment
-from executor.build.failure import rejected_input, unusable
+from executor.build.failure import rejected_input, unable, unusable
 from executor.build.floating import fallback_path
 from executor.build.messages import (
+    id_range_refusal,
     impure_host_dep_refusal,
     local_build_refusal,
     no_chroot_refusal,
@@ -185,10 +186,14 @@ def refuse_unbuildable(
     )
     if refusal is not None:
         raise unusable(refusal)
-    if options.wants_uid_range:
-        raise unusable(
-            f"'{name}' wants the feature 'uid-range', which this version doesn't support"
-        )
+    refusal = id_range_refusal(
+        options.wants_uid_range,
+        allocates=settings.auto_allocate_uids,
+        uses_cgroups=settings.use_cgroups,
+        features=settings.experimental_features,
+    )
+    if refusal is not None:
+        raise unable(refusal)
 
 
 def input_closure(store: LocalStore, name: str, derivation: Derivation) -> set[StorePath]:

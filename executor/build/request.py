@@ -24,7 +24,7 @@ from executor.errors import ConfigError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import StoreDir
 from executor.store.local import LocalStore
-from sandbox import Bind, Call, Exec, File, InputPath, Network, SandboxSpec, SpecError
+from sandbox import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec, SpecError
 
 _RESOLVER_FILES = ("/etc/resolv.conf", "/etc/services", "/etc/hosts")
 _CA_TARGET = b"/etc/ssl/certs/ca-certificates.crt"
@@ -79,9 +79,13 @@ def make_request(
                 source=os.fsencode(workspace.build_directory), target=inside, read_only=False
             ),
             temporary_directory=os.fsencode(workspace.temporary_directory),
-            files=_files(derivation, inside),
+            files=_files(derivation, inside, user),
             host_uid=user.uid,
             host_gid=user.gid,
+            id_count=user.count,
+            inside_uid=_inside_ids(user)[0],
+            inside_gid=_inside_ids(user)[1],
+            cgroup=_cgroup(user, settings),
             network=Network.HOST if derivation.has_network else Network.ISOLATED,
             kvm="kvm" in settings.system_features,
             dev_shm_size=settings.sandbox_dev_shm_size,
@@ -226,10 +230,25 @@ def _network_binds(derivation: Derivation, settings: Settings) -> tuple[Bind, ..
     return tuple(binds)
 
 
-def _files(derivation: Derivation, build_directory: bytes) -> tuple[File, ...]:
+def _inside_ids(user: BuildUser) -> tuple[int, int]:
+    """The ids that the builder sees as its own: with a range of them it is root."""
+    return (1000, 100) if user.count == 1 else (0, 0)
+
+
+def _cgroup(user: BuildUser, settings: Settings) -> Cgroup:
+    """The control group: there has to be one if the settings or the builder will look for it."""
+    delegated = user.count > 1
+    return Cgroup(required=delegated or settings.use_cgroups, delegated=delegated)
+
+
+def _files(derivation: Derivation, build_directory: bytes, user: BuildUser) -> tuple[File, ...]:
+    uid, gid = _inside_ids(user)
     return tuple(
         File(path=file.path, content=file.content, mode=file.mode)
         for file in sandbox_files(
-            build_directory=build_directory, isolated=not derivation.has_network
+            build_directory=build_directory,
+            isolated=not derivation.has_network,
+            uid=uid,
+            gid=gid,
         )
     )

@@ -11,42 +11,53 @@ doesn't see the locks of this one, and kills every process of the member that it
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import grp
 import os
 import pwd
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-from executor.errors import ConfigError, StoreError
-from executor.store.descriptors import make_directories
+from executor.build.id_locks import MACHINE_POOL, IdLocks, make_pool, processes_of
+from executor.errors import ConfigError
 
-MACHINE_POOL = "/run/executor/userpool"
 _RANGE_SIZE = 1024
-_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildUser:
-    """Host ids under which a builder runs. Never 0, never the executor's own."""
+    """Host ids under which a builder runs: ``count`` from ``uid``, and as many from ``gid``.
+
+    Never 0, never the executor's own.
+    """
 
     uid: int
     gid: int
+    count: int = 1
+
+    @property
+    def uids(self) -> range:
+        """All user ids of the build."""
+        return range(self.uid, self.uid + self.count)
 
 
 class UserLease:
     """A held build user. ``release`` gives it back; leaving the context does so, too."""
 
-    def __init__(self, user: BuildUser, descriptors: tuple[int, ...]) -> None:
+    def __init__(self, user: BuildUser, locks: IdLocks) -> None:
         self.user = user
-        self._descriptors = descriptors
+        self._locks = locks
 
     def release(self) -> None:
-        descriptors, self._descriptors = self._descriptors, ()
-        for descriptor in descriptors:
-            os.close(descriptor)
+        self._locks.release()
+
+
+class BuildUsers(Protocol):
+    """Where build users come from."""
+
+    def try_acquire(self, count: int = 1) -> UserLease | None:
+        """Lease a free build user with ``count`` ids; ``None`` when all are in use."""
 
 
 class UserPool:
@@ -74,11 +85,16 @@ class UserPool:
         self._on_busy = on_busy
         self._checked: set[int] = set()
 
-    def try_acquire(self) -> UserLease | None:
-        """Lease a free build user, or return ``None`` when all are in use."""
-        _make_pool(self._machine_pool)
+    def try_acquire(self, count: int = 1) -> UserLease | None:
+        """Lease a free build user, or return ``None`` when all are in use.
+
+        Here each has one id; who needs more must not ask.
+        """
+        if count != 1:
+            raise ConfigError("more than one id for a build is for 'auto-allocate-uids' alone")
+        make_pool(self._machine_pool)
         if self._from_group:
-            _make_pool(self._store_pool)
+            make_pool(self._store_pool)
         for user in self._users:
             lease = self._try_user(user)
             if lease is not None:
@@ -86,25 +102,21 @@ class UserPool:
         return None
 
     def _try_user(self, user: BuildUser) -> UserLease | None:
-        pools = [self._machine_pool, *([self._store_pool] if self._from_group else [])]
-        held: list[int] = []
-        for pool in pools:
-            descriptor = _try_lock(os.path.join(pool, str(user.uid)))
-            if descriptor is None:
-                break
-            held.append(descriptor)
-        lease = UserLease(user, tuple(held))
-        if len(held) < len(pools):
-            lease.release()
+        locks = IdLocks()
+        taken = locks.take_ids(self._machine_pool, user.uids)
+        if taken and self._from_group:
+            taken = locks.take(os.path.join(self._store_pool, str(user.uid)))
+        if not taken:
+            locks.release()
             return None
         if user.uid not in self._checked:
-            stray = next(_processes_of(user.uid), None)
+            stray = next(processes_of(user.uids), None)
             if stray is not None:
-                lease.release()
+                locks.release()
                 self._on_busy(f"build user {user.uid} is in use by process {stray}; skipping it")
                 return None
             self._checked.add(user.uid)
-        return lease
+        return UserLease(user, locks)
 
 
 @contextmanager
@@ -146,46 +158,3 @@ def _range_users(start: int) -> tuple[BuildUser, ...]:
     if start < 1000:
         raise ConfigError(f"the range of build ids must not start at {start}: it holds system ids")
     return tuple(BuildUser(uid=uid, gid=uid) for uid in range(start, start + _RANGE_SIZE))
-
-
-def _make_pool(directory: str) -> None:
-    make_directories(directory)
-
-
-def _try_lock(path: str) -> int | None:
-    """Open and lock ``path`` without waiting; the descriptor, or ``None`` where it is locked."""
-    try:
-        descriptor = os.open(path, _LOCK_FLAGS, 0o600)
-    except OSError as error:
-        raise StoreError(f"can't open the user lock '{path}': {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return None
-        raise
-    return descriptor
-
-
-def _processes_of(uid: int) -> Iterator[int]:
-    """Process ids on this machine that run under ``uid``."""
-    with os.scandir("/proc") as entries:
-        for entry in entries:
-            if not entry.name.isdigit():
-                continue
-            try:
-                owner = entry.stat(follow_symlinks=False).st_uid
-            except OSError:
-                continue  # it ended meanwhile
-            if owner == uid and not _is_zombie(entry.path):
-                yield int(entry.name)
-
-
-def _is_zombie(process: str) -> bool:
-    """Whether a process has ended, or is gone: it can't touch anything any more."""
-    try:
-        with open(os.path.join(process, "stat"), "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except OSError:
-        return True

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from executor.build.id_slots import build_users
 from executor.build.probes import ProbeResult, run_probes
-from executor.build.users import UserPool
 from executor.cli.options import Invocation
 from executor.errors import ExecutorError, UsageError
 
@@ -45,12 +45,7 @@ def _build_users(invocation: Invocation) -> ProbeResult:
     settings = invocation.settings
     remedy = "add members to the group of 'build-users-group', or set it to the empty string"
     try:
-        pool = UserPool(
-            state_dir=invocation.location.state_dir,
-            group=settings.build_users_group,
-            range_start=settings.start_id + settings.id_count,
-            on_busy=lambda _text: None,
-        )
+        pool = build_users(invocation.location, settings, lambda _text: None)
         lease = pool.try_acquire()
     except (ExecutorError, OSError) as error:
         return ProbeResult(

@@ -13,10 +13,12 @@ def preload() -> None:
     syscalls.clone3 = _refuse
 
 
-def _refuse(flags: int, cgroup: int | None = None) -> tuple[int, int]:
+def _refuse(
+    flags: int, cgroup: int | None = None, *, sibling: bool = False, tid: int | None = None
+) -> tuple[int, int]:
     if flags & syscalls.CLONE_NEWUSER:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return _clone3(flags, cgroup)
+    return _clone3(flags, cgroup, sibling=sibling, tid=tid)
 
 
 def nothing(_arguments: list[bytes], _environment: dict[bytes, bytes]) -> int:
