@@ -382,3 +382,32 @@ def test_the_same_files_mean_the_same_to_nix(tmp_path: Path) -> None:
         theirs[name] for name in ("cores", "timeout", "max-silent-time", "keep-failed")
     )
     assert ours.system_features == frozenset(theirs["system-features"])
+
+
+_DISABLED = (
+    "Ignoring setting 'auto-allocate-uids' because experimental feature 'auto-allocate-uids' is "
+    "not enabled",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "warnings"),
+    [
+        ("auto-allocate-uids = true", False, _DISABLED),
+        ("auto-allocate-uids = false", False, _DISABLED),
+        ("experimental-features = cgroups\nauto-allocate-uids = true", False, _DISABLED),
+        ("auto-allocate-uids = true\nexperimental-features = auto-allocate-uids", True, ()),
+        ("", False, ()),
+    ],
+)
+def test_a_setting_of_an_experimental_feature_needs_it(
+    tmp_path: Path, text: str, value: bool, warnings: tuple[str, ...]
+) -> None:
+    loaded = load(tmp_path, text)
+    assert loaded.settings.auto_allocate_uids is value
+    assert loaded.warnings == warnings
+
+
+def test_id_ranges_are_offered_on_every_linux(tmp_path: Path) -> None:
+    settings = load_settings(environ={"NIX_CONF_DIR": str(tmp_path)}).settings
+    assert "uid-range" in settings.available_features
