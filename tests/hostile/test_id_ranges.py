@@ -418,7 +418,7 @@ def test_row_104_the_next_build_of_a_slot_finds_nothing_of_the_last(ranges: Work
 def test_row_104_a_killed_executor_leaves_no_process_and_the_slot_is_free(
     ranges: Workshop,
 ) -> None:
-    script = f"echo > /tmp/y; chown 77 /tmp/y; echo > /build/x; chown 78 /build/x; {FOREVER}; echo > $out"
+    script = f"for f in /tmp/x /build/x; do echo > $f; chown 77 $f; done; {FOREVER}; echo > $out"
     drv = ranges.make("killed", script, env=RANGE)
     process = subprocess.Popen(
         ranges.command("build", drv.text),
