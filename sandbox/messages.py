@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from sandbox.errors import SandboxError
+from sandbox.shapes import field_checks
 from sandbox.spec import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec
 
 Value: TypeAlias = "bool | int | bytes | str | tuple[Value, ...] | None"
@@ -95,6 +96,7 @@ def _unpack(data: bytes, at: int, depth: int) -> tuple[Value, int]:
 
 # A dataclass travels as its number and its fields in order.
 _CLASSES: tuple[type[Any], ...] = (SandboxSpec, Exec, Call, InputPath, Bind, File, Cgroup)
+_CHECKS = tuple(map(field_checks, _CLASSES))
 
 
 def _to_value(item: object) -> Value:
@@ -124,14 +126,15 @@ def _from_value(value: Value) -> Any:
     if isinstance(number, bool) or number not in range(len(_CLASSES)):
         raise FrameError("a specification is malformed")
     kind = _CLASSES[int(number)]
-    names = [field.name for field in fields(kind)]
-    if len(names) != len(items):
+    checks = _CHECKS[number]
+    if len(checks) != len(items):
         raise FrameError("a specification has another number of fields")
-    try:
-        return kind(**dict(zip(names, items, strict=True)))
-    except (TypeError, ValueError, AttributeError) as error:
-        # A field of another type, which the checks of the class stumble over.
-        raise FrameError("a field of a specification has the wrong type") from error
+    values: dict[str, Any] = {}
+    for (name, check), item in zip(checks, items, strict=True):
+        if not check(item):
+            raise FrameError(f"the field '{name}' of a specification has the wrong type")
+        values[name] = item
+    return kind(**values)
 
 
 def _network(values: tuple[Value, ...]) -> Network:

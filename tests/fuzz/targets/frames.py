@@ -54,7 +54,7 @@ _TOKENS = (
 def _frame(data: bytes) -> Hashable:
     value = unpack(data)
     expect(pack(value) == data, "a frame is written otherwise")
-    return type(value), len(value) if isinstance(value, tuple) else 0
+    return type(value), min(len(value), 9) if isinstance(value, tuple) else 0
 
 
 def _spec(data: bytes) -> Hashable:
@@ -66,7 +66,7 @@ def _spec(data: bytes) -> Hashable:
 def _reports(data: bytes) -> Hashable:
     reports = unpack_reports(data)
     expect(b"".join(map(pack_report, reports)) == data, "reports are written otherwise")
-    return len(reports)
+    return min(len(reports), 9)
 
 
 TARGETS = (
