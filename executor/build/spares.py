@@ -25,6 +25,9 @@ from executor.store.delete import delete_tree
 WAITING = "chroot"
 # Directories that have held so many names that reading them is slow are not worth keeping.
 _LARGEST = 1 << 16
+# Each holds a descriptor; more than can be needed at once are of no use to a daemon that has served
+# a crowd.
+_MOST = 32
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -51,10 +54,11 @@ class SpareDirectories:
         return None
 
     def give(self, spare: Spare) -> bool:
-        """Keep a spare for the next build; False, and it stays the caller's, after ``close``."""
-        if self._open:
-            self._spares.append(spare)
-        return self._open
+        """Keep a spare for the next build; False, and it stays the caller's, if none is needed."""
+        if not self._open or len(self._spares) >= _MOST:
+            return False
+        self._spares.append(spare)
+        return True
 
     def close(self) -> None:
         """Delete all spares. Raises ``StoreError`` if that fails; call it when no build runs."""
