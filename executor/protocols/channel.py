@@ -86,6 +86,15 @@ class Channel:
         ready = {fd for fd, _events in poll.poll()}
         return not ready - {wakeup}
 
+    def has_input(self, seconds: float) -> bool:
+        """Whether something can be read, within so many seconds."""
+        self.flush()
+        if self._position < len(self._buffer):
+            return True
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
     @property
     def hung_up(self) -> bool:
         """Whether the other side has gone."""
@@ -99,12 +108,6 @@ class Channel:
         if self._connection is not None:
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
-
-    def end_input(self) -> None:
-        """Read nothing more: an idle connection ends, a busy one after its operation."""
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
         """Close a socket; doing it twice is harmless."""

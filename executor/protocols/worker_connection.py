@@ -30,6 +30,8 @@ from executor.protocols.worker_protocol import (
 # One message may take so much memory, and what one user's connections read at one moment.
 MESSAGE_LIMIT = 256 << 20
 USER_LIMIT = 512 << 20
+# How long a connection that is to end waits for what belongs to its last operation.
+_GRACE_SECONDS = 2.0
 _FEATURES_SINCE = 38
 _MAX_FEATURE = 256
 _MOST_FEATURES = 256
@@ -79,7 +81,10 @@ class WorkerConnection:
             self._purse.empty()
 
     def drain(self) -> bool:
-        """End after the present operation, or at once between two; tells whether one goes on."""
+        """End after the present operation and what comes with it, or at once if there is none.
+
+        Tells whether there is one.
+        """
         with self._lock:
             self._ending = True
             if not self._busy:
@@ -130,12 +135,12 @@ class WorkerConnection:
     def _next_operation(self, session: Session) -> bool:
         """Serve one operation; False when there is none any more."""
         self.operation = "the start of a message"
+        if self._ending and not self._channel.has_input(_GRACE_SECONDS):
+            return False
         first = self._channel.read(1)
         if not first:
             return False
         with self._lock:
-            if self._ending:
-                return False
             self._busy = True
         try:
             number = int.from_bytes(first + self._reader.exactly(7), "little")
@@ -144,8 +149,7 @@ class WorkerConnection:
             self._purse.empty()
             with self._lock:
                 self._busy = False
-                ending = self._ending
-        return not ending
+        return True
 
     def _perform(self, session: Session, number: int) -> None:
         call = Call(session, self._reader, self._channel)

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from executor.protocols.worker_protocol import Op
-from tests.protocols.conftest import RawClient, RunningDaemon, number, text
+from tests.protocols.conftest import (
+    RawClient,
+    RunningDaemon,
+    number,
+    open_directory,
+    start_daemon,
+    text,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.nix]
 
@@ -154,3 +161,19 @@ def test_two_hundred_clients_at_once_are_served(daemon: RunningDaemon) -> None:
             assert client.number() == 0
     for client in clients:
         client.connection.close()
+
+
+def test_sigterm_lets_what_runs_finish_and_nobody_in() -> None:
+    with open_directory() as directory:
+        daemon = start_daemon(directory)
+        loop = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; echo done > $out"
+        wanted = expression("last", f"echo started; {loop}")
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            done = pool.submit(daemon.nix, "nix-build", "--no-out-link", "-E", wanted)
+            while not list((directory / "root/nix/store").glob("*-last.lock")):
+                time.sleep(0.02)
+            assert daemon.stop() == 0
+            out = done.result().stdout.strip()
+        assert daemon.real(out).read_text() == "done\n"
+        with pytest.raises(ConnectionRefusedError):
+            daemon.connect()
