@@ -166,8 +166,8 @@ class TreeReader:
             else:
                 raise UnacceptableTreeError("file has an unsupported type")
         except OSError as error:
-            # The types that a racing open reports: a link, a directory, a FIFO or socket now.
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            # What a race makes of a name: a link, no directory, a FIFO or socket, no link now.
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EINVAL):
                 raise UnacceptableTreeError("file changed its type while it was read") from error
             raise
 
