@@ -90,9 +90,10 @@ def open_directory_same_mount(parent_fd: int, name: bytes) -> int:
     try:
         return open_beneath(parent_fd, name, DIRECTORY_FLAGS)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EXDEV):
             raise
-    # No openat2 (or a container's filter on it), or a directory whose mode locks us out.
+    # No openat2 (or a container's filter on it), or a directory whose mode locks us out. The kernel
+    # also takes a directory that is renamed meanwhile for one of elsewhere: the numbers tell.
     return _open_comparing_mounts(parent_fd, name)
 
 
