@@ -13,7 +13,10 @@ from itertools import count
 
 from executor.errors import ConfigError
 from executor.host import Host, detect_host
-from executor.limits import MODES, Resource, parse_limit, parse_limit_rules
+from executor.limits import MODES as LIMITS_MODES
+from executor.limits import Resource, parse_limit, parse_limit_rules
+from executor.network_rules import MODES as NETWORK_MODES
+from executor.network_rules import parse_network_rules
 from executor.settings import ALIASES, EXPERIMENTAL, HARMLESS, NIX_ONLY, SandboxPath, Settings
 
 __all__ = ["LoadedSettings", "SandboxPath", "Settings", "load_settings"]
@@ -24,6 +27,10 @@ _MAX_FILES = 1000
 _DEFAULT_CONF_DIR = "/etc/nix"
 _EXTRA = "extra-"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+# Settings that have one of a few words.
+_CHOICES = {"build-limits-mode": LIMITS_MODES, "fod-network": NETWORK_MODES}
+# Of a list where the first match decides, what is added comes first.
+_FIRST_WINS = frozenset({"fod-network-rules"})
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 _LIMITS = frozenset(resource.setting for resource in Resource)
@@ -232,7 +239,8 @@ class _Resolver:
         if name in EXPERIMENTAL:
             self._gated[name] = None
         if appending:
-            value = _append(self._values[attribute], value)
+            old = self._values[attribute]
+            value = _append(value, old) if name in _FIRST_WINS else _append(old, value)
         self._values[attribute] = value
 
     def _canonical(self, name: str) -> tuple[str, bool]:
@@ -284,14 +292,16 @@ def _parse(name: str, kind: str, text: str) -> object:
         return tuple(parse_sandbox_path(word) for word in text.split())
     if kind.startswith("tuple[LimitRule"):
         return parse_limit_rules(text)
+    if kind.startswith("tuple[NetworkRule"):
+        return parse_network_rules(text)
     if kind.startswith("tuple"):
         return tuple(text.split())
     if kind.startswith("frozenset"):
         return frozenset(text.split())
     if kind.startswith("Mapping"):
         return dict(_pair(word) for word in text.split())
-    if name == "build-limits-mode" and text not in MODES:
-        raise ValueError(f"'{text}' is not one of {', '.join(MODES)}")
+    if name in _CHOICES and text not in _CHOICES[name]:
+        raise ValueError(f"'{text}' is not one of {', '.join(_CHOICES[name])}")
     return text
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from executor.limits import LimitRule
+from executor.network_rules import DEFAULT_RULES, NetworkRule
 
 MAX_JOBS_AUTO = "auto"
 
@@ -58,6 +59,8 @@ class Settings:
     sandbox_build_dir: str = "/build"
     sandbox_dev_shm_size: str = "50%"
     sandbox_paths: tuple[SandboxPath, ...] = ()
+    fod_network: str = "host"
+    fod_network_rules: tuple[NetworkRule, ...] = DEFAULT_RULES
     allowed_impure_host_deps: frozenset[str] = frozenset()
     pre_build_hook: str = ""
     repeat: int = 0

@@ -13,29 +13,42 @@ if TYPE_CHECKING:
     from sandbox.cgroup import CgroupMembers, CgroupUsage
     from sandbox.errors import (
         CgroupError,
+        NetworkLostError,
+        NetworkUnavailableError,
         SandboxError,
         SetupFailedError,
         SpawnerLostError,
         SpecError,
     )
     from sandbox.launcher import Launched, launch
+    from sandbox.nat import NatNetwork, NetworkServer, find_programs
+    from sandbox.nat_spec import LOCAL_RESOLVER, Contact, Contacts, NatSpec, NetworkRule
     from sandbox.process import Exit, Exited, ResourceUsage, SandboxProcess, Signaled, Spawner
     from sandbox.spec import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec
 
 __all__ = [
+    "LOCAL_RESOLVER",
     "Bind",
     "Call",
     "Cgroup",
     "CgroupError",
     "CgroupMembers",
     "CgroupUsage",
+    "Contact",
+    "Contacts",
     "Exec",
     "Exit",
     "Exited",
     "File",
     "InputPath",
     "Launched",
+    "NatNetwork",
+    "NatSpec",
     "Network",
+    "NetworkLostError",
+    "NetworkRule",
+    "NetworkServer",
+    "NetworkUnavailableError",
     "ResourceUsage",
     "SandboxError",
     "SandboxProcess",
@@ -45,13 +58,20 @@ __all__ = [
     "Spawner",
     "SpawnerLostError",
     "SpecError",
+    "find_programs",
     "launch",
 ]
 
 _MODULES = {
     "cgroup": ("CgroupMembers", "CgroupUsage"),
-    "errors": ("CgroupError", "SandboxError", "SetupFailedError", "SpawnerLostError", "SpecError"),
+    "errors": (
+        *("CgroupError", "NetworkLostError", "NetworkUnavailableError"),
+        *("SandboxError", "SetupFailedError"),
+        *("SpawnerLostError", "SpecError"),
+    ),
     "launcher": ("Launched", "launch"),
+    "nat": ("NatNetwork", "NetworkServer", "find_programs"),
+    "nat_spec": ("LOCAL_RESOLVER", "Contact", "Contacts", "NatSpec", "NetworkRule"),
     "process": ("Exit", "Exited", "ResourceUsage", "SandboxProcess", "Signaled", "Spawner"),
     "spec": ("Bind", "Call", "Cgroup", "Exec", "File", "InputPath", "Network", "SandboxSpec"),
 }

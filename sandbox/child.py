@@ -53,8 +53,8 @@ class Descriptors:
     """What a child gets: where it prints, where it reports, and the pipe that the spawner holds.
 
     ``user_namespace`` is the one to enter, but for a range of ids; see ``user_namespaces``.
-    ``template`` is what to start from, if there is something.
-    ``handover`` is where the helper of a range of ids tells of the child; see ``id_range``.
+    ``template`` is what to start from, if there is something; ``network`` a network namespace to
+    enter. ``handover`` is where the helper of a range of ids tells of the child; see ``id_range``.
     """
 
     output: int
@@ -63,12 +63,16 @@ class Descriptors:
     user_namespace: int | None = None
     template: Template | None = None
     handover: int | None = None
+    network: int | None = None
 
 
 def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> NoReturn:
     """Confine this process and become the program. Never returns, whatever happens."""
     report = descriptors.report
     try:
+        if descriptors.network is not None:
+            with Step("enter the network of the build", "setns"):
+                syscalls.setns(descriptors.network, syscalls.CLONE_NEWNET)
         _arrange_descriptors(descriptors)
         report = _REPORT
         _confine(spec, machine, descriptors.template)

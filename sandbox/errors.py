@@ -53,6 +53,14 @@ class CgroupError(SandboxError):
         super().__init__(f"{what}: {reason}")
 
 
+class NetworkUnavailableError(SandboxError):
+    """A network that is joined to the outside can't be had on this machine, or not now."""
+
+
+class NetworkLostError(SandboxError):
+    """The helper of a network ended while the network was in use; nothing went on without it."""
+
+
 class SpawnerLostError(SandboxError):
     """The spawner process is gone; what it was running is dead."""
 

@@ -13,14 +13,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_START = (
-    "import sys; sys.path[:] = {paths!r}; from sandbox.spawner import main; main({fd}, {preload!r})"
-)
+_START = "import sys; sys.path[:] = {paths!r}; from sandbox.{module} import main; main({arguments})"
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A spawner process on its way, and our end of its socket. ``Spawner`` takes it over."""
+    """A process on its way, and our end of its socket. ``Spawner`` or its like takes it over."""
 
     process: subprocess.Popen[bytes]
     control: socket.socket
@@ -31,12 +29,23 @@ def launch(preload: Sequence[str] = ()) -> Launched:
 
     ``preload`` names the functions that ``Call`` entries may use, as ``module:function``.
     """
+    return _launch("spawner", repr(list(preload)))
+
+
+def launch_network_server() -> Launched:
+    """Start the process that makes networks; ``NetworkServer`` takes it over."""
+    return _launch("nat_server")
+
+
+def _launch(module: str, *arguments: str) -> Launched:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Only absolute paths: the isolated interpreter must not look in the current directory.
     paths = [path for path in sys.path if os.path.isabs(path)]
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = _START.format(
-        paths=list(dict.fromkeys([package, *paths])), fd=theirs.fileno(), preload=list(preload)
+        paths=list(dict.fromkeys([package, *paths])),
+        module=module,
+        arguments=", ".join((str(theirs.fileno()), *arguments)),
     )
     with theirs:
         process = subprocess.Popen(

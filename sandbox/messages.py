@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from sandbox.errors import SandboxError
+from sandbox.nat_spec import Contact, Contacts, NatSpec, NetworkRule
 from sandbox.shapes import field_checks
 from sandbox.spec import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec
 
@@ -95,7 +96,10 @@ def _unpack(data: bytes, at: int, depth: int) -> tuple[Value, int]:
 
 
 # A dataclass travels as its number and its fields in order.
-_CLASSES: tuple[type[Any], ...] = (SandboxSpec, Exec, Call, InputPath, Bind, File, Cgroup)
+_CLASSES: tuple[type[Any], ...] = (
+    *(SandboxSpec, Exec, Call, InputPath, Bind, File, Cgroup),
+    *(NatSpec, NetworkRule, Contacts, Contact),
+)
 _CHECKS = tuple(map(field_checks, _CLASSES))
 
 
@@ -156,6 +160,32 @@ def unpack_spec(data: bytes) -> SandboxSpec:
     if not isinstance(spec, SandboxSpec):
         raise FrameError("this is no specification")
     return spec
+
+
+def pack_nat_spec(spec: NatSpec) -> bytes:
+    """Bytes of the specification of a network."""
+    return pack(_to_value(spec))
+
+
+def unpack_nat_spec(data: bytes) -> NatSpec:
+    """The one in ``data``. Raises ``FrameError``, and ``SpecError`` for a bad one."""
+    spec = _from_value(unpack(data))
+    if not isinstance(spec, NatSpec):
+        raise FrameError("this is no specification of a network")
+    return spec
+
+
+def pack_contacts(contacts: Contacts) -> bytes:
+    """Bytes of what a network was used for."""
+    return pack(_to_value(contacts))
+
+
+def unpack_contacts(data: bytes) -> Contacts:
+    """What a network was used for. Raises ``FrameError``."""
+    contacts = _from_value(unpack(data))
+    if not isinstance(contacts, Contacts):
+        raise FrameError("these are no contacts")
+    return contacts
 
 
 @dataclass(frozen=True, slots=True)

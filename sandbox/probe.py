@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,6 +123,20 @@ def _shell() -> str:
     raise OSError(errno.ENOENT, "no busybox on this machine")
 
 
+def _outside_network() -> str:
+    from sandbox.nat import find_programs
+
+    programs = find_programs(f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    subprocess.run(
+        [programs.nft, "add", "table", "inet", "probe"],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    return f"{programs.pasta}, {programs.nft}"
+
+
 def _kvm() -> str:
     os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     return "opened"
@@ -190,6 +205,15 @@ _PROBES = (
         attempt=_shell,
         required=False,
         remedy="install busybox-static, or set 'sandbox-paths' to expose another shell",
+    ),
+    _Probe(
+        name="network of fixed outputs",
+        attempt=_outside_network,
+        required=False,
+        remedy=(
+            "only for 'fod-network = isolated': install the Debian packages passt and nftables, on "
+            "a kernel with CONFIG_NF_TABLES"
+        ),
     ),
     _Probe(
         name="KVM",

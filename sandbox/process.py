@@ -136,9 +136,12 @@ class Spawner:
         """Start the process; see ``launch``."""
         return cls(launch(preload))
 
-    async def spawn(self, spec: SandboxSpec, output: int) -> SandboxProcess:
+    async def spawn(
+        self, spec: SandboxSpec, output: int, network: int | None = None
+    ) -> SandboxProcess:
         """Start the program of ``spec`` with ``output`` as its standard output and error.
 
+        ``network`` is the descriptor of a network that a ``NetworkServer`` has made.
         Returns when it runs, or could not be executed. Raises ``SetupFailedError`` where a step
         of the set-up failed, ``CgroupError`` where its control group can't be had,
         ``SpawnerLostError`` where the spawner is gone. If the caller is cancelled meanwhile, what
@@ -151,7 +154,7 @@ class Spawner:
         cgroup = self._cgroups.create(spec.cgroup, (spec.host_uid, spec.host_gid))
         pending = _Pending(loop.create_future(), loop.create_future(), cgroup)
         try:
-            report = self._send(request, spec, output, cgroup)
+            report = self._send(request, spec, output, cgroup, network)
         except SandboxError:
             _discard(cgroup)
             raise
@@ -199,7 +202,12 @@ class Spawner:
             await asyncio.shield(self._ready)
 
     def _send(
-        self, request: int, spec: SandboxSpec, output: int, cgroup: BuildCgroup | None
+        self,
+        request: int,
+        spec: SandboxSpec,
+        output: int,
+        cgroup: BuildCgroup | None,
+        network: int | None,
     ) -> int:
         """Send one request; the read end of its report's pipe."""
         report, report_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -212,6 +220,7 @@ class Spawner:
                 os.lseek(spec_fd, 0, os.SEEK_SET)
                 message = pack(("spawn", request))
                 descriptors = [spec_fd, output, report_end, *([cgroup.fd] if cgroup else [])]
+                descriptors += [] if network is None else [network]
                 socket.send_fds(self._control, [message], descriptors)
             finally:
                 os.close(spec_fd)

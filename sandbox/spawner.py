@@ -2,14 +2,16 @@
 
 It is exec'd in an isolated interpreter with an empty environment, imports everything first, and
 then waits for requests on a socket. Each request is one datagram with descriptors: the
-specification in a memory file, the output, the report's pipe, and the control group if there is
-one. Answers are datagrams, too: ``started`` with a pidfd, ``refused``, and ``exited`` with status
-and resource usage. When the executor's end of the socket is gone, everything is killed.
+specification in a memory file, the output, the report's pipe, the control group if there is one,
+and the network to enter if it has one. Answers are datagrams, too: ``started`` with a pidfd,
+``refused``, and ``exited`` with status and resource usage. When the executor's end of the socket is
+gone, everything is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -21,20 +23,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-import prctl
-
 from sandbox import id_range, syscalls
 from sandbox.child import Descriptors, Function, Machine, run_child
+from sandbox.clean_parent import become_clean_parent
 from sandbox.messages import Value, pack, unpack, unpack_spec
 from sandbox.namespaces import clone_flags
 from sandbox.privileges import last_capability
 from sandbox.seccomp import compile_filter
+from sandbox.spec import Network
 from sandbox.template import Templates
 from sandbox.user_namespaces import UserNamespaces
 
 _MAX_DATAGRAM = 1 << 16
-_MAX_FDS = 4
-_HIGHEST_SIGNAL = 64
+_MAX_FDS = 5
 
 
 class _Server:
@@ -78,11 +79,15 @@ class _Server:
                 os.close(fd)
         return True
 
-    def _spawn(
-        self, request: int, spec_fd: int, output: int, report: int, cgroup: int | None = None
-    ) -> None:
+    def _spawn(self, request: int, spec_fd: int, output: int, report: int, *more: int) -> None:
         with open(spec_fd, "rb", closefd=False) as file:
             spec = unpack_spec(file.read())
+        given = list(more)
+        network = given.pop() if spec.network is Network.NAT and given else None
+        cgroup = given.pop() if given else None
+        if given or (spec.network is Network.NAT and network is None):
+            self._answer(("refused", request, errno.EINVAL))
+            return
         with contextlib.ExitStack() as stack:
             template = self._templates.find(spec) if spec.id_count == 1 else None
             channel, flags = None, clone_flags(spec, with_template=template is not None)
@@ -100,6 +105,7 @@ class _Server:
                     liveness=self._liveness,
                     user_namespace=users,
                     template=template,
+                    network=network,
                     handover=handover,
                 )
                 pid, pidfd = syscalls.clone3(flags, cgroup)
@@ -194,21 +200,6 @@ def _kill(pid: int, pidfd: int) -> None:
     os.waitpid(pid, 0)
 
 
-def _isolate() -> None:
-    """Make this process a clean parent for builds."""
-    # An interpreter ignores two, whoever started us perhaps more; programs must not inherit that.
-    for number in range(1, _HIGHEST_SIGNAL + 1):
-        if number not in (signal.SIGKILL, signal.SIGSTOP):
-            syscalls.reset_signal(number)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    prctl.set_dumpable(0)
-    syscalls.join_new_session_keyring()
-    os.umask(0o022)
-    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS)
-    # New mounts of the host still arrive here; nothing goes the other way.
-    syscalls.mount(b"none", b"/", b"", syscalls.MS_REC | syscalls.MS_SLAVE)
-
-
 def _landlock_abi() -> int:
     try:
         return syscalls.landlock_abi()
@@ -235,7 +226,7 @@ def main(control_fd: int, preload: list[str]) -> None:
     control.set_inheritable(False)
     try:
         functions = _functions(preload)
-        _isolate()
+        become_clean_parent()
         machine = Machine(
             filter_program=compile_filter(),
             last_capability=last_capability(),

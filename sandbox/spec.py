@@ -20,6 +20,7 @@ class Network(Enum):
 
     ISOLATED = "isolated"  # a namespace of its own with nothing but loopback
     HOST = "host"
+    NAT = "nat"  # one that a network server has made; it is entered by its descriptor
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ _CLONE_PARENT = 0x00008000
 _CLONE_INTO_CGROUP = 0x200000000
 _SIGCHLD = 17
 
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 2, 4, 8, 1 << 12
 MS_REC, MS_PRIVATE, MS_SLAVE = 1 << 14, 1 << 18, 1 << 19
 MNT_DETACH = 2
 
@@ -152,7 +152,7 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, kind: int) -> None:
-    """setns(2)."""
+    """setns(2): enter the namespace of ``kind`` that ``fd`` is open on."""
     if _libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)) != 0:
         _fail()
 

@@ -33,6 +33,8 @@ need gcc command -v gcc
 need libc6-dev header stdio.h
 need libcap-dev header sys/capability.h
 need busybox-static test -x /bin/busybox
+need passt command -v pasta
+need nftables test -x /usr/sbin/nft
 need make command -v make
 if [ "$purpose" = test ]; then
     need nix-bin command -v nix-store
@@ -41,6 +43,7 @@ if [ "$purpose" = test ]; then
     need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
     need procps command -v ps
     need passwd command -v useradd
+    need iproute2 command -v ip
     need strace command -v strace
     need libseccomp2 library libseccomp.so.2
     need gcc-multilib header_32 stdio.h

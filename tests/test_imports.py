@@ -21,11 +21,8 @@ LAYERS = (
         "executor.resolution",
     ),
     (
-        "executor.references",
-        "executor.host",
-        "executor.limits",
-        "executor.settings",
-        "executor.config",
+        *("executor.references", "executor.host", "executor.limits", "executor.network_rules"),
+        *("executor.settings", "executor.config"),
     ),
     ("executor.store",),
     ("executor.caches",),
@@ -41,6 +38,7 @@ HEAVY = frozenset({"pyroute2", "prctl", "cryptography", "zstandard", "ssl", "bro
 # Run in processes of their own, which import everything before the first build, or only imported
 # by who talks to a server.
 HEAVY_AT_HOME = (
+    *("sandbox.clean_parent", "sandbox.nat_helper", "sandbox.netlink"),
     *("sandbox.privileges", "sandbox.spawner", "executor.builtins."),
     *("executor.transfers.", "executor.caches.web", "executor.caches.connections"),
 )

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from executor.build.events import Event
 from executor.build.spares import SpareDirectories
-from executor.build.users import BuildUsers
+from executor.build.users import BuildUsers, UserPool
 from executor.config import Settings
 from executor.store.local import LocalStore
 from executor.store.progress import Progress
 from executor.store.signing import SecretKey
-from sandbox import Spawner
+from sandbox import NetworkServer, Spawner
 
 if TYPE_CHECKING:
     from executor.build.substitution import Substitution
@@ -112,6 +112,35 @@ class Spawners:
             await self._builtin.close()
 
 
+class Networks:
+    """What makes networks for builds, started when the first is wanted; replaced when lost."""
+
+    def __init__(self, users: Callable[[], UserPool]) -> None:
+        self._users = users
+        self._server: NetworkServer | None = None
+        self._starting = asyncio.Lock()
+
+    @property
+    def users(self) -> UserPool:
+        """The ids of the helpers, which no build ever has."""
+        return self._users()
+
+    async def get(self) -> NetworkServer:
+        """The server. Raises what ``NetworkServer.start`` raises."""
+        async with self._starting:
+            if self._server is not None and self._server.is_lost:
+                await self._server.stop()
+                self._server = None
+            if self._server is None:
+                self._server = NetworkServer.start()
+            return self._server
+
+    async def close(self) -> None:
+        """End it, and all networks."""
+        if self._server is not None:
+            await self._server.stop()
+
+
 @dataclass(slots=True, kw_only=True)
 class BuildContext:
     """Shared by the builds of one executor, or of one client of a daemon."""
@@ -120,6 +149,7 @@ class BuildContext:
     store: StoreThread
     users: BuildUsers
     spawners: Spawners
+    networks: Networks
     slots: asyncio.Semaphore
     workers: ThreadPoolExecutor
     emit: Callable[[Event], None]

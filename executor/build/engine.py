@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
-from executor.build.context import BuildContext, Spawners, StoreThread
+from executor.build.context import BuildContext, Networks, Spawners, StoreThread
 from executor.build.events import Event, Notice
 from executor.build.id_slots import build_users
 from executor.build.spares import SpareDirectories
-from executor.build.users import BuildUsers
+from executor.build.users import RANGE_SIZE, BuildUsers, UserPool
 from executor.config import Settings
 from executor.store.location import StoreLocation
 from executor.store.signing import load_secret_keys
@@ -46,6 +46,8 @@ class Engine:
         self._settings = settings
         self._on_notice = on_notice
         self._users: BuildUsers | None = None
+        self._network_users: UserPool | None = None
+        self._networks = Networks(self._network_user_pool)
 
     def context(
         self,
@@ -60,6 +62,7 @@ class Engine:
             store=store,
             users=self._user_pool(),
             spawners=self._spawners,
+            networks=self._networks,
             slots=asyncio.Semaphore(max(settings.max_jobs, 1)),
             workers=self._workers,
             emit=emit,
@@ -80,8 +83,21 @@ class Engine:
             )
         return self._users
 
+    def _network_user_pool(self) -> UserPool:
+        """Ids of those who run networks, beside those of builds."""
+        if self._network_users is None:
+            settings = self._settings
+            self._network_users = UserPool(
+                state_dir=self._location.state_dir,
+                group="",
+                range_start=settings.start_id + settings.id_count + RANGE_SIZE,
+                on_busy=lambda text: self._on_notice(Notice(level=1, text=text)),
+            )
+        return self._network_users
+
     async def close(self) -> None:
-        """End the spawners, and the threads once they are done."""
+        """End the spawners and networks, and the threads once they are done."""
         await self._spawners.close()
+        await self._networks.close()
         self._spares.close()
         self._workers.shutdown()

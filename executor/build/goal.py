@@ -20,6 +20,7 @@ from executor.build.failure import BuildFailureError, unable
 from executor.build.id_slots import SLOT_SIZE
 from executor.build.install import install
 from executor.build.log import LogEntry
+from executor.build.network import build_network, contact_lines, network_kind
 from executor.build.outputs import OutputRules, collect_outputs
 from executor.build.plan import Node
 from executor.build.prebuild import run_pre_build_hook
@@ -55,7 +56,7 @@ from executor.formats.store_path import StorePath
 from executor.limits import BuildLimits
 from executor.store.locks import PathLocks, lock_holders
 from executor.store.progress import StoppedError
-from sandbox import CgroupError, SandboxError
+from sandbox import CgroupError, Contacts, Network, NetworkLostError, SandboxError
 
 # Waiting for a lock or a user: seconds between two tries, growing up to the longest.
 _POLL = 0.05
@@ -86,6 +87,9 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
         return job.failed(failure)
     except CgroupError as error:
         return job.failed(unavailable(job.name, error, job.resources))
+    except NetworkLostError as error:
+        text = f"can't build '{job.name}': its network was lost: {error}"
+        return job.failed(unable(text, FailureCause.SETUP))
     except SandboxError as error:
         text = f"can't set up the sandbox for '{job.name}': {error}"
         return job.failed(unable(text, FailureCause.SETUP))
@@ -105,6 +109,7 @@ class _Job:
         self._store = context.store.store
         self._build_id = context.new_build_id()
         self._outcome: Outcome | None = None
+        self._contacts: Contacts | None = None
         self._log_path: str | None = None
         self._kept: str | None = None
         self._hashes: dict[str, Hash] = {}
@@ -268,15 +273,21 @@ class _Job:
         spawner = await self._context.spawners.get(builtin=request.is_builtin)
         self._log_path, log = open_log(self._context, self._node.drv_path)
         try:
-            self._outcome = await run_builder(
-                spawner,
-                restrained(request.spec, self.resources, self._context.settings.build_limits_mode),
-                limits=self._limits,
-                log=log,
-                on_entry=self._take_entry,
-                on_start=self._started,
-                meter=meter,
-            )
+            async with build_network(self._context, request.network) as running:
+                self._outcome = await run_builder(
+                    spawner,
+                    restrained(
+                        request.spec, self.resources, self._context.settings.build_limits_mode
+                    ),
+                    network=None if running is None else running.network,
+                    limits=self._limits,
+                    log=log,
+                    on_entry=self._take_entry,
+                    on_start=self._started,
+                    meter=meter,
+                )
+            if running is not None:
+                self._tell_contacts(running.contacts)
         finally:
             if log is not None:
                 log.close()
@@ -286,6 +297,11 @@ class _Job:
         for text in not_applied(self.resources, self._outcome):
             self._context.emit(Notice(level=1, text=f"'{self.name}': {text}"))
         return self._outcome
+
+    def _tell_contacts(self, contacts: Contacts) -> None:
+        self._contacts = contacts
+        for line in contact_lines(contacts):
+            self._context.emit(Notice(level=4, text=f"'{self.name}' {line}"))
 
     @property
     def _limits(self) -> Limits:
@@ -321,6 +337,7 @@ class _Job:
             self._limits,
             has_network=preparation.derivation.has_network,
             disk_full=full,
+            contacts=self._contacts,
             known_outputs=known_paths(self._node, self._store.store_dir),
         )
 
@@ -354,7 +371,8 @@ class _Job:
     def _may_leak(self, preparation: Preparation) -> bool:
         """Whether a descriptor of the build's directories could be somewhere else afterwards."""
         paths = (*self._context.settings.sandbox_paths, *self._extra_paths)
-        return preparation.derivation.has_network or shares_with_host(paths, self._store.store_dir)
+        kind = network_kind(preparation.derivation, self._context.settings)
+        return kind is Network.HOST or shares_with_host(paths, self._store.store_dir)
 
     def _may_reuse(self, preparation: Preparation) -> bool:
         """Whether directories may be shared with other builds; a hook may still add what leaks."""
@@ -438,6 +456,7 @@ class _Job:
                 "memory_peak": outcome.peaks.memory,
                 "pids_peak": outcome.peaks.pids,
                 "disk_peak": outcome.peaks.disk,
+                "contacts": self._contacts,
             }
         return BuildResult(
             drv_path=self._node.drv_path,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from executor.build.context import BUILTIN_ENTRY
 from executor.build.failure import unusable
+from executor.build.network import NetworkView, network_view
 from executor.build.prepare import Preparation
 from executor.build.sandbox_files import sandbox_files
 from executor.build.users import BuildUser
@@ -26,8 +27,6 @@ from executor.formats.store_path import StoreDir
 from executor.store.local import LocalStore
 from sandbox import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec, SpecError
 
-_RESOLVER_FILES = ("/etc/resolv.conf", "/etc/services", "/etc/hosts")
-_CA_TARGET = b"/etc/ssl/certs/ca-certificates.crt"
 _METHODS = {
     IngestionMethod.FLAT: "flat",
     IngestionMethod.NAR: "nar",
@@ -45,6 +44,7 @@ class BuildRequest:
 
     spec: SandboxSpec
     files: tuple[tuple[bytes, bytes, int], ...]
+    network: NetworkView
     is_builtin: bool
     warnings: tuple[str, ...]
 
@@ -63,6 +63,7 @@ def make_request(
     environment = preparation.environment
     secrets = _builtin_files(derivation, settings)
     paths = [*settings.sandbox_paths, *extra_paths]
+    view = network_view(derivation, settings)
     try:
         spec = SandboxSpec(
             name=preparation.drv_path.name,
@@ -74,19 +75,22 @@ def make_request(
             store_directory=os.fsencode(store.store_dir.path),
             scratch_store=os.fsencode(workspace.scratch_store),
             inputs=_inputs(preparation, store),
-            binds=(*_sandbox_binds(paths, store.store_dir), *_network_binds(derivation, settings)),
+            binds=(*_sandbox_binds(paths, store.store_dir), *view.binds),
             build_directory=Bind(
                 source=os.fsencode(workspace.build_directory), target=inside, read_only=False
             ),
             temporary_directory=os.fsencode(workspace.temporary_directory),
-            files=_files(derivation, inside, user),
+            files=(
+                *_files(inside, user, isolated=view.kind is Network.ISOLATED),
+                *view.files,
+            ),
             host_uid=user.uid,
             host_gid=user.gid,
             id_count=user.count,
             inside_uid=_inside_ids(user)[0],
             inside_gid=_inside_ids(user)[1],
             cgroup=_cgroup(user, settings),
-            network=Network.HOST if derivation.has_network else Network.ISOLATED,
+            network=view.kind,
             kvm="kvm" in settings.system_features,
             dev_shm_size=settings.sandbox_dev_shm_size,
             machine=_machine(derivation, settings),
@@ -97,6 +101,7 @@ def make_request(
     return BuildRequest(
         spec=spec,
         files=(*((file.name, file.content, 0o644) for file in environment.files), *secrets),
+        network=view,
         is_builtin=derivation.is_builtin,
         warnings=preparation.options.warnings,
     )
@@ -215,21 +220,6 @@ def shares_with_host(paths: Iterable[SandboxPath], store_dir: StoreDir) -> bool:
     return False
 
 
-def _network_binds(derivation: Derivation, settings: Settings) -> tuple[Bind, ...]:
-    """The host's resolver files and certificates, for builds that use its network (row S6)."""
-    if not derivation.has_network:
-        return ()
-    binds = [
-        Bind(source=os.fsencode(os.path.realpath(path)), target=os.fsencode(path), read_only=True)
-        for path in _RESOLVER_FILES
-        if os.path.exists(path)
-    ]
-    if settings.ssl_cert_file and os.path.exists(settings.ssl_cert_file):
-        source = os.fsencode(os.path.realpath(settings.ssl_cert_file))
-        binds.append(Bind(source=source, target=_CA_TARGET, read_only=True))
-    return tuple(binds)
-
-
 def _inside_ids(user: BuildUser) -> tuple[int, int]:
     """The ids that the builder sees as its own: with a range of them it is root."""
     return (1000, 100) if user.count == 1 else (0, 0)
@@ -241,14 +231,11 @@ def _cgroup(user: BuildUser, settings: Settings) -> Cgroup:
     return Cgroup(required=delegated or settings.use_cgroups, delegated=delegated)
 
 
-def _files(derivation: Derivation, build_directory: bytes, user: BuildUser) -> tuple[File, ...]:
+def _files(build_directory: bytes, user: BuildUser, *, isolated: bool) -> tuple[File, ...]:
     uid, gid = _inside_ids(user)
     return tuple(
         File(path=file.path, content=file.content, mode=file.mode)
         for file in sandbox_files(
-            build_directory=build_directory,
-            isolated=not derivation.has_network,
-            uid=uid,
-            gid=gid,
+            build_directory=build_directory, isolated=isolated, uid=uid, gid=gid
         )
     )

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING
 
 from executor.formats.store_path import StorePath
 from executor.limits import Exceeded
+
+if TYPE_CHECKING:
+    from sandbox import Contacts
 
 
 class BuildStatus(IntEnum):
@@ -101,6 +105,8 @@ class BuildResult:
     that, as bytes without line ends. ``kept_build_directory`` is set under ``keep-failed``.
     ``exceeded`` is the limit that stopped it, ``memory_peak`` (bytes), ``pids_peak`` and
     ``disk_peak`` (bytes) the most that it used, where that was counted.
+    ``contacts`` says what a build in a network of its own sent to, and what it was kept from; None
+    where there was no such network.
     """
 
     drv_path: StorePath
@@ -121,6 +127,7 @@ class BuildResult:
     pids_peak: int | None = None
     disk_peak: int | None = None
     kept_build_directory: str | None = None
+    contacts: Contacts | None = None
 
     @property
     def success(self) -> bool:

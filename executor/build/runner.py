@@ -17,13 +17,13 @@ import tty
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 from executor.build.disk import DiskMeter
 from executor.build.log import LineBuffer, LogEntry
 from executor.build.watch import Peaks, ResourceWatch
 from executor.limits import BuildLimits, Exceeded
-from sandbox import Exit, Exited, SandboxProcess, SandboxSpec, Spawner
+from sandbox import Exit, Exited, NatNetwork, NetworkLostError, SandboxProcess, SandboxSpec, Spawner
 
 _READ_SIZE = 1 << 16
 
@@ -93,6 +93,7 @@ async def run_builder(
     spawner: Spawner,
     spec: SandboxSpec,
     *,
+    network: NatNetwork | None = None,
     limits: Limits,
     log: LogSink | None,
     on_entry: Callable[[LogEntry], None],
@@ -102,7 +103,7 @@ async def run_builder(
     """Run the builder of ``spec`` to its end. ``meter`` is needed where disk is limited.
 
     If this coroutine is cancelled, the builder is killed and waited for before the cancellation
-    goes on. Raises what ``Spawner.spawn`` raises.
+    goes on. Raises what ``Spawner.spawn`` raises, and ``NetworkLostError`` if its network is gone.
     """
     loop = asyncio.get_running_loop()
     killed_before = _kernel_oom_kills()
@@ -110,7 +111,8 @@ async def run_builder(
     try:
         start = time.time()
         try:
-            process = await spawner.spawn(spec, slave)
+            descriptor = None if network is None else network.descriptor
+            process = await spawner.spawn(spec, slave, descriptor)
         finally:
             os.close(slave)
         on_start(start)
@@ -121,7 +123,7 @@ async def run_builder(
         try:
             follower.arm(loop)
             watch.start()
-            exit_ = await _wait(process)
+            exit_ = await _wait(process, network)
         finally:
             loop.remove_reader(master)
             follower.disarm()
@@ -153,10 +155,17 @@ def _exec_error(process: SandboxProcess) -> str | None:
     return None if error is None else f"executing '{error.filename}': {error.strerror}"
 
 
-async def _wait(process: SandboxProcess) -> Exit:
-    """Wait for the end; on cancellation kill, and wait all the same."""
+async def _wait(process: SandboxProcess, network: NatNetwork | None) -> Exit:
+    """Wait for the end; on cancellation, or without its network, kill, and wait all the same."""
     waiting = asyncio.ensure_future(process.wait())
     try:
+        if network is not None:
+            either: list[asyncio.Future[Any]] = [waiting, network.lost]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                process.kill()
+                await asyncio.shield(waiting)
+                raise NetworkLostError(network.lost.result())
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
         process.kill()

@@ -24,8 +24,8 @@ def sandbox_files(
     """/etc/passwd and /etc/group, and /etc/hosts if the network is isolated, else nsswitch.conf.
 
     ``build_directory`` is the path inside the sandbox, and home of root and of the build user.
-    With the host's network, the host's own /etc/hosts, resolv.conf and services are bound by
-    whoever composes the sandbox.
+    With a network that reaches the outside, /etc/hosts, resolv.conf and services come from whoever
+    composes the sandbox.
     """
     passwd = (
         b"root:x:0:0:Nix build user:%b:/noshell\n"

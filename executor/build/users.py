@@ -22,7 +22,7 @@ from typing import Protocol
 from executor.build.id_locks import MACHINE_POOL, IdLocks, make_pool, processes_of
 from executor.errors import ConfigError
 
-_RANGE_SIZE = 1024
+RANGE_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,4 +157,4 @@ def _member(name: str, group: str, gid: int) -> BuildUser:
 def _range_users(start: int) -> tuple[BuildUser, ...]:
     if start < 1000:
         raise ConfigError(f"the range of build ids must not start at {start}: it holds system ids")
-    return tuple(BuildUser(uid=uid, gid=uid) for uid in range(start, start + _RANGE_SIZE))
+    return tuple(BuildUser(uid=uid, gid=uid) for uid in range(start, start + RANGE_SIZE))

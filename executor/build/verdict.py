@@ -7,8 +7,10 @@ from collections.abc import Collection
 
 from executor.build.failure import BuildFailureError
 from executor.build.messages import cannot_build
+from executor.build.network import contact_lines
 from executor.build.result import BuildStatus, FailureCause
 from executor.build.runner import Ending, Limits, Outcome
+from sandbox import Contacts
 
 
 def builder_failure(
@@ -18,6 +20,7 @@ def builder_failure(
     *,
     has_network: bool,
     disk_full: bool,
+    contacts: Contacts | None = None,
     known_outputs: Collection[str] = (),
     machine: str = "",
 ) -> BuildFailureError:
@@ -32,6 +35,9 @@ def builder_failure(
     text = cannot_build(name, f"builder{where} {how}", known_outputs=known_outputs)
     if disk_full and cause not in _STOPPED:
         text += "\nnote: build failure may have been caused by lack of free disk space"
+    if contacts is not None and any(not contact.allowed for contact in contacts.contacts):
+        kept = contact_lines(contacts)[-1]
+        text += f"\nnote: it {kept}, by the setting 'fod-network-rules'"
     return BuildFailureError(status, text, cause, exceeded=outcome.exceeded)
 
 

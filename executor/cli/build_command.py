@@ -212,6 +212,18 @@ def _limit(exceeded: Exceeded | None) -> dict[str, object] | None:
     }
 
 
+def _network(result: BuildResult) -> dict[str, object] | None:
+    """What a build with a network of its own sent to, and was kept from."""
+    if result.contacts is None:
+        return None
+    told: dict[str, list[dict[str, object]]] = {"contacted": [], "denied": []}
+    for contact in result.contacts.contacts:
+        told["contacted" if contact.allowed else "denied"].append(
+            {"protocol": contact.protocol, "address": contact.address, "port": contact.port}
+        )
+    return {**told, "complete": result.contacts.complete}
+
+
 def _record(invocation: Invocation, result: BuildResult) -> dict[str, object]:
     render = invocation.location.store_dir.render
     return {
@@ -233,4 +245,5 @@ def _record(invocation: Invocation, result: BuildResult) -> dict[str, object]:
         "signal": result.signal,
         "logPath": result.log_path,
         "keptBuildDirectory": result.kept_build_directory,
+        "network": _network(result),
     }

@@ -9,6 +9,7 @@ from dataclasses import fields
 
 from executor.cli.options import Invocation
 from executor.limits import LimitRule
+from executor.network_rules import NetworkRule
 from executor.settings import SandboxPath
 
 EXAMPLE = """\
@@ -40,6 +41,8 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
 def _plain(value: object) -> object:
     if isinstance(value, frozenset):
         return sorted(value)
+    if value and isinstance(value, tuple) and isinstance(value[0], NetworkRule):
+        return "; ".join(map(str, value))
     if isinstance(value, tuple):
         return [_item(item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value

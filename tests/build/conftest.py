@@ -234,12 +234,14 @@ class Workshop:
         """The machine's own configuration has no say in tests."""
         (self.directory / "conf").mkdir(exist_ok=True)
         paths = " ".join(f"{path.target}={path.source}:ro" for path in self.settings.sandbox_paths)
+        network = self.settings.fod_network
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory),
             "NIX_CONF_DIR": str(self.directory / "conf"),
             "NIX_CONFIG": f"sandbox-paths = {paths}\nbuild-users-group =\n"
-            "fsync-metadata = false\nsubstituters =\n",
+            "fsync-metadata = false\nsubstituters =\n"
+            + ("" if network == "host" else f"fod-network = {network}\n"),
         }
 
     def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

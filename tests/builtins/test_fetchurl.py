@@ -17,7 +17,6 @@ from executor.derivation import FixedOutput
 from executor.formats.content_address import IngestionMethod
 from executor.formats.store_path import make_fixed_output_path
 from tests.build.conftest import Drv, Workshop, fixed, sha256
-from tests.build.conftest import workshop as workshop
 from tests.web import Answer, Server
 from tests.web import server as server
 
@@ -25,6 +24,14 @@ pytestmark = pytest.mark.root
 
 CONTENT = b"hello from afar\n" * 1000
 SECRET = "tiger"
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    """One whose builds reach the servers of the test, which listen on loopback."""
+    workshop = Workshop(tmp_path)
+    workshop.change(fod_network="host")
+    return workshop
 
 
 def fetch(

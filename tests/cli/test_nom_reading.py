@@ -162,6 +162,7 @@ def test_a_path_that_is_damaged_on_the_way(tmp_path: Path, cache: Path) -> None:
 @pytest.mark.root
 def test_a_download_of_a_builtin(tmp_path: Path, server: Server) -> None:
     here, content = Workshop(tmp_path), b"x" * BIG
+    here.change(fod_network="host")
     url = server.offer("/source", Answer(body=content))
     drv = here.make(
         "source",

@@ -1,5 +1,7 @@
 """A fixed-output builder gives an open file of its output away over the host's network.
 
+That is what ``fod-network = host`` lets it see; tests/hostile/test_network.py has ``isolated``.
+
 It may not connect to abstract sockets of the host, but the host may connect to its own. Upstream:
 nixos/ca-fd-leak.
 """
@@ -36,7 +38,8 @@ there.recv(1)
 
 
 def test_a_descriptor_that_was_given_away_writes_into_nothing(workshop: Workshop) -> None:
-    workshop.change(sandbox_paths=(*workshop.settings.sandbox_paths, *HOST_PROGRAMS))
+    paths = (*workshop.settings.sandbox_paths, *HOST_PROGRAMS)
+    workshop.change(sandbox_paths=paths, fod_network="host")
     name = f"executor-test-{os.getpid()}"
     drv = workshop.make(
         "smuggled",
