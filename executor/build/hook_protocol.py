@@ -36,6 +36,17 @@ _OURS = frozenset(
         "impure_env",
         "build_hook_kill_timeout",
         "extra_local_jobs",
+        "fod_network",
+        "fod_network_rules",
+        "build_limits",
+        "build_limits_mode",
+        "build_memory_max",
+        "build_cpu_max",
+        "build_pids_max",
+        "build_disk_max",
+        # Known to Nix, which warns of them where their features are not enabled.
+        "auto_allocate_uids",
+        "use_cgroups",
     }
 )
 # Paths: Nix doesn't take an empty one for "none".
@@ -148,8 +159,13 @@ def _value(value: object) -> str:
     if isinstance(value, frozenset):
         return " ".join(sorted(value))
     if isinstance(value, tuple):
-        return " ".join(_sandbox_path(x) if isinstance(x, SandboxPath) else x for x in value)
+        return " ".join(_sandbox_path(x) if isinstance(x, SandboxPath) else _word(x) for x in value)
     return str(value)
+
+
+def _word(item: object) -> str:
+    # Rules have spaces in them and semicolons between them.
+    return item if isinstance(item, str) else f"{str(item).rstrip(';')};"
 
 
 def _sandbox_path(path: SandboxPath) -> str:

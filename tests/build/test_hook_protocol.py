@@ -29,6 +29,8 @@ from executor.build.lines import MAX_LINE, LineCutter
 from executor.build.log import MessageLine, PhaseLine, TextLine
 from executor.build.machines import has_machines
 from executor.config import SandboxPath, Settings, load_settings
+from executor.limits import parse_limit_rules
+from executor.network_rules import parse_network_rules
 from executor.store.location import parse_store_url
 
 NOWHERE = {"NIX_CONF_DIR": "/nonexistent", "XDG_CONFIG_DIRS": "/nonexistent"}
@@ -272,3 +274,15 @@ def test_machines(builders: str, expected: bool) -> None:
         return files[path]
 
     assert has_machines(builders, read_file) is expected
+
+
+def test_rules_are_told_as_they_are_written() -> None:
+    text = "allow 192.0.2.0/24 tcp 80,443; deny any"
+    limits = "name:chromium-* memory=16G; feature:big-parallel pids=4096"
+    settings = Settings(
+        fod_network_rules=parse_network_rules(text), build_limits=parse_limit_rules(limits)
+    )
+    told = setting_values(settings, "local")
+    assert parse_network_rules(told["fod-network-rules"]) == settings.fod_network_rules
+    assert parse_limit_rules(told["build-limits"]) == settings.build_limits
+    assert "fod-network" not in told  # Nix has no such setting, and it is as it is by itself
