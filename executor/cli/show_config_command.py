@@ -10,7 +10,7 @@ from dataclasses import fields
 from executor.cli.options import Invocation
 from executor.limits import LimitRule
 from executor.network_rules import NetworkRule
-from executor.settings import SandboxPath
+from executor.settings import EXPERIMENTAL, SandboxPath, Settings
 
 EXAMPLE = """\
 example:
@@ -28,6 +28,7 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     values = {
         field.name.replace("_", "-"): _plain(getattr(invocation.settings, field.name))
         for field in fields(invocation.settings)
+        if _is_enabled(field.name.replace("_", "-"), invocation.settings)
     }
     values = dict(sorted(values.items()))
     if arguments.json:
@@ -36,6 +37,12 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     for name, value in values.items():
         print(f"{name} = {_text(value)}")
     return 0
+
+
+def _is_enabled(name: str, settings: Settings) -> bool:
+    """Settings whose feature is not enabled are not printed: reading them back warns."""
+    feature = EXPERIMENTAL.get(name)
+    return feature is None or feature in settings.experimental_features
 
 
 def _plain(value: object) -> object:

@@ -316,6 +316,7 @@ def test_the_json_record_of_a_success(workshop: Workshop, several: Drv) -> None:
     assert found == {
         "diskPeak": None,
         "limit": None,
+        "network": None,
         "drvPath": several.text,
         "outputs": {name: workshop.render(path) for name, path in several.outputs.items()},
         "status": "Built",
