@@ -61,7 +61,7 @@ def sessions(path: bytes) -> list[bytes]:
 
 def test_a_sandbox_is_in_a_group_of_its_own_from_the_first_moment(bench: Bench) -> None:
     async def go(spawner: Spawner) -> tuple[bytes, str]:
-        process, read_end = await bench.start(spawner, bench.spec("read line"))
+        process, read_end = await bench.start(spawner, bench.spec("busybox sleep 30"))
         outside = Path(f"/proc/{process.pid}/cgroup").read_bytes()
         process.kill()
         finished = await bench.finish(process, read_end)
@@ -93,7 +93,7 @@ def test_nothing_of_the_groups_is_left_when_the_spawner_has_been_closed(bench: B
     during: set[bytes] = set()
 
     async def go(spawner: Spawner) -> None:
-        process, read_end = await bench.start(spawner, bench.spec("read line"))
+        process, read_end = await bench.start(spawner, bench.spec("busybox sleep 30"))
         during.update(sessions(own_group()))
         process.kill()
         await bench.finish(process, read_end)
@@ -369,7 +369,7 @@ def test_a_cancelled_start_leaves_no_group(bench: Bench) -> None:
                 continue
             process.kill()
             await bench.finish(process, read_end)
-        last, read_end = await bench.start(spawner, bench.spec("read line"))
+        last, read_end = await bench.start(spawner, bench.spec("busybox sleep 30"))
         assert last.cgroup is not None
         session = os.path.dirname(os.readlink(f"/proc/self/fd/{last.cgroup.fd}"))
         deadline = time.monotonic() + 10
@@ -405,7 +405,7 @@ def test_a_refused_set_up_leaves_no_group(bench: Bench) -> None:
         spec = replace(bench.spec("exit 0"), scratch_store=b"/does/not/exist")
         with pytest.raises(SandboxError):
             await bench.start(spawner, spec)
-        process, read_end = await bench.start(spawner, bench.spec("read line"))
+        process, read_end = await bench.start(spawner, bench.spec("busybox sleep 30"))
         left = _beside(process)
         process.kill()
         await bench.finish(process, read_end)
