@@ -3,11 +3,17 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <mqueue.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
@@ -291,6 +297,198 @@ static void many(const char *top, const char *count) {
   }
 }
 
+/* Row 77: parts of a btrfs that are deleted by other means than files, if at all. */
+static void subvolumes(const char *directory) {
+  struct { long fd; char name[4088]; } arguments = {0, "subvolume"};
+  struct { long fd, transid, flags, unused[4]; char name[4040]; } second = {.name = "second"};
+  long read_only = 2;
+  int fd = open(directory, O_RDONLY | O_DIRECTORY);
+  arguments.fd = second.fd = fd;
+  T("create", ioctl(fd, 0x5000940e, &arguments));
+  T("create_v2", ioctl(fd, 0x50009418, &second));
+  T("snapshot", ioctl(fd, 0x50009401, &arguments));
+  T("snapshot_v2", ioctl(fd, 0x50009417, &second));
+  T("read_only", ioctl(fd, 0x4008941a, &read_only));
+}
+
+/* Row 164: as many as may be of what the kernel counts by users, kept until its end. */
+static void counters(long most) {
+  struct mq_attr large = {.mq_maxmsg = 10, .mq_msgsize = 8192};
+  union sigval value = {0};
+  sigset_t blocked;
+  char name[32];
+  long i;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGRTMIN);
+  sigprocmask(SIG_BLOCK, &blocked, NULL);
+  for (i = 0; i < most && inotify_init() >= 0; i++);
+  say("inotify", i == most ? 0 : -1);
+  for (i = 0; i < most; i++) {
+    snprintf(name, sizeof name, "/attack-%ld", i);
+    if (mq_open(name, O_CREAT | O_RDWR, 0600, &large) < 0) break;
+    if (most == 1) mq_unlink(name);
+  }
+  say("queues", i == most ? 0 : -1);
+  for (i = 0; i < most && sigqueue(getpid(), SIGRTMIN, value) == 0; i++);
+  say("signals", i == most ? 0 : -1);
+}
+
+/* Row 28: a packet socket, by its family and by the older way to ask for it, as root of a network. */
+static void packet(void) {
+  T("nested", nested());
+  T("network", unshare(CLONE_NEWNET));
+  T("raw", socket(AF_INET, SOCK_RAW, IPPROTO_UDP));
+  T("family", socket(AF_PACKET, SOCK_RAW, 0x300));
+  T("type", socket(AF_INET, SOCK_PACKET, 0x300));
+  T("type_cloexec", socket(AF_INET, SOCK_PACKET | SOCK_CLOEXEC, 0x300));
+  T("type_garbage", syscall(SYS_socket, 0xDEADBEEF00000002, 0xDEADBEEF0000000A, 0x300));
+  T("type_other_flags", socket(AF_INET, SOCK_PACKET | 0x10, 0x300));
+}
+
+/* An address of a unix socket: a path, or "@name" for an abstract one. */
+static socklen_t unix_address(struct sockaddr_un *at, const char *name) {
+  memset(at, 0, sizeof *at);
+  at->sun_family = AF_UNIX;
+  snprintf(at->sun_path, sizeof at->sun_path, "%s", name);
+  if (name[0] == '@') at->sun_path[0] = 0;
+  return offsetof(struct sockaddr_un, sun_path) + strlen(name) + (name[0] != '@');
+}
+
+/* Rows 43, 44, 64: gives an open file away, over a connection that comes in or goes out. */
+static void give(const char *how, const char *name, const char *path) {
+  struct sockaddr_un at;
+  socklen_t length = unix_address(&at, name);
+  int channel = socket(AF_UNIX, SOCK_STREAM, 0), file = open(path, O_RDWR | O_CREAT, 0644);
+  char byte = 'x', space[CMSG_SPACE(sizeof(int))] = {0};
+  struct timeval patience = {3, 0};
+  if (!strcmp(how, "out")) {
+    T("connect_out", connect(channel, (void *)&at, length));
+  } else {
+    bind(channel, (void *)&at, length);
+    listen(channel, 1);
+    setsockopt(channel, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    T("come_in", channel = accept(channel, 0, 0));
+  }
+  struct iovec part = {&byte, 1};
+  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space,
+                           .msg_controllen = sizeof space};
+  struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+  *head = (struct cmsghdr){CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
+  memcpy(CMSG_DATA(head), &file, sizeof file);
+  T("given", sendmsg(channel, &message, MSG_NOSIGNAL));
+  setsockopt(channel, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  if (read(channel, &byte, 1) < 0) exit(1);
+}
+
+/* Row 48: a service at 127.0.0.1. */
+static void reach(const char *port) {
+  struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(atoi(port)),
+                           .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  T("loopback", connect(socket(AF_INET, SOCK_STREAM, 0), (void *)&at, sizeof at));
+}
+
+/* Row 47: is there a way to anywhere? By UDP, so that nothing is sent. */
+static void route(void) {
+  struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(9),
+                           .sin_addr.s_addr = htonl(0xc0000201)};
+  T("route", connect(socket(AF_INET, SOCK_DGRAM, 0), (void *)&at, sizeof at));
+}
+
+/* Row 56: a key of whoever started the builder. */
+static void key(const char *name) {
+  char secret[64];
+  long found = syscall(SYS_request_key, "user", name, 0, 0);
+  say("find_key", found);
+  if (found >= 0) T("read_key", syscall(SYS_keyctl, 11, found, secret, sizeof secret));
+}
+
+/* Row 57: makes the log's terminal its own, and types into it. */
+static void terminal(void) {
+  T("take", ioctl(1, TIOCSCTTY, 1));
+  T("open", open("/dev/tty", O_RDWR));
+  T("type", ioctl(1, TIOCSTI, "x"));
+}
+
+/* Rows 34, 35: every way to make a file with a set-id bit. */
+static void set_id(const char *directory) {
+  char path[4096];
+  path_of(path, directory, "opened");
+  T("open", open(path, O_WRONLY | O_CREAT, 06755));
+  path_of(path, directory, "made");
+  T("mknod", mknod(path, S_IFREG | 06755, 0));
+  path_of(path, directory, "changed");
+  close(open(path, O_WRONLY | O_CREAT, 0755));
+  T("chmod", chmod(path, 04755));
+  path_of(path, directory, "unnamed");
+  int file = open(directory, O_WRONLY | O_TMPFILE, 04755);
+  char link[64];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+  T("link_unnamed", file < 0 ? -1 : linkat(AT_FDCWD, link, AT_FDCWD, path, AT_SYMLINK_FOLLOW));
+}
+
+/* Rows 37, 40, 88: attributes, by the calls that came last. */
+static void attributes(const char *path) {
+  struct { unsigned long value; unsigned size, flags; } how = {(unsigned long)"1", 1, 0};
+  static const char capability[20] = {0, 0, 0, 2, 0, 32};
+  T("user", syscall(463, AT_FDCWD, path, 0, "user.x", &how, sizeof how));
+  how.value = (unsigned long)capability;
+  how.size = sizeof capability;
+  T("capability", syscall(463, AT_FDCWD, path, 0, "security.capability", &how, sizeof how));
+}
+
+/* Row 59: a crash that would leave a core, of a process that may be the first of its namespace. */
+static void crash(void) {
+  struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
+  T("raise", setrlimit(RLIMIT_CORE, &all));
+  T("dumpable", prctl(PR_SET_DUMPABLE, 1));
+  fflush(stdout);
+  *(volatile int *)8 = 1;
+}
+
+/* Row 157: what keeps whoever counts a build's open files busy for ever, while files grow. */
+static int share_and_wait(void *unused) {
+  while (!unused) pause();
+  return 0;
+}
+
+static void keep_busy(const char *how) {
+  static char stacks[64][4096] __attribute__((aligned(16)));
+  int parent = getpid();
+  if (!strcmp(how, "descriptors")) {
+    struct rlimit most;
+    getrlimit(RLIMIT_NOFILE, &most);
+    most.rlim_cur = most.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &most);
+    for (int i = 0; i < 300000 && dup(0) >= 0; i++) continue;
+    for (int i = 3; i < 9; i++) close(i);
+    for (int i = 0; i < 64; i++)
+      clone(share_and_wait, stacks[i] + 4096, CLONE_FILES | CLONE_VM | SIGCHLD, NULL);
+  }
+  puts("busy");
+  fflush(stdout);
+  if (!fork()) {
+    int fd = open("/build/big", O_WRONLY | O_CREAT, 0600);
+    static char data[1 << 16];
+    memset(data, 1, sizeof data);
+    while (getppid() == parent) if (write(fd, data, sizeof data) < 0) break;
+    _exit(0);
+  }
+  /* A long path makes a line of the table slow to write. */
+  char directory[201] = "";
+  memset(directory, 'd', 200);
+  for (int i = 0; i < 19; i++) if (mkdir(directory, 0700) || chdir(directory)) break;
+  int fd = open("f", O_RDWR | O_CREAT, 0600);
+  unsigned long size = 1UL << 40;
+  char *place = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+  for (;;) {
+    if (strcmp(how, "mappings") || place == MAP_FAILED) { pause(); continue; }
+    for (char *at = place; at < place + size; at += 8192) {
+      mprotect(at, 4096, PROT_READ);
+      if (at > place + (1 << 26)) mprotect(at - (1 << 26), 4096, PROT_READ | PROT_WRITE);
+    }
+  }
+}
+
 int main(int argc, char **argv) {
   const char *name = argc > 1 ? argv[1] : "";
   umask(0);
@@ -308,6 +506,21 @@ int main(int argc, char **argv) {
   else if (!strcmp(name, "ids")) ids();
   else if (!strcmp(name, "leave")) leave(argv[2], argv[3]);
   else if (!strcmp(name, "deep")) deep(argv[2], argv[3], argv[4]);
+  else if (!strcmp(name, "counters")) {
+    counters(atol(argv[2]));
+    if (argc > 3) execlp("busybox", "busybox", "sleep", argv[3], (char *)NULL);
+  }
+  else if (!strcmp(name, "subvolumes")) subvolumes(argv[2]);
+  else if (!strcmp(name, "crash")) crash();
+  else if (!strcmp(name, "busy")) keep_busy(argv[2]);
+  else if (!strcmp(name, "packet")) packet();
+  else if (!strcmp(name, "give")) give(argv[2], argv[3], argv[4]);
+  else if (!strcmp(name, "reach")) reach(argv[2]);
+  else if (!strcmp(name, "route")) route();
+  else if (!strcmp(name, "key")) key(argv[2]);
+  else if (!strcmp(name, "terminal")) terminal();
+  else if (!strcmp(name, "set-id")) set_id(argv[2]);
+  else if (!strcmp(name, "attributes")) attributes(argv[2]);
   else if (!strcmp(name, "many")) many(argv[2], argv[3]);
   else return 2;
   return 0;

@@ -15,7 +15,7 @@ X86_64, I386, AARCH64 = 0xC000003E, 0x40000003, 0xC00000B7
 X32_BIT = 0x40000000
 
 _LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
-_ACTIONS = {0x7FFF0000: "allow", 0x80000000: "kill", 0: "kill"}
+_ACTIONS = {0x7FFF0000: "allow", 0x7FC00000: "left to somebody", 0x80000000: "kill", 0: "kill"}
 _ERRNO, _ACTION_MASK = 0x00050000, 0xFFFF0000
 _LONGEST = 4096  # BPF_MAXINSNS
 
@@ -37,7 +37,7 @@ class Filter:
         return found
 
     def answer(self, machine: int, number: int, *arguments: int) -> str:
-        """``allow``, ``kill`` or the name of an errno."""
+        """``allow``, ``kill``, ``left to somebody`` or the name of an errno."""
         return self.run(machine, number, *arguments)[0]
 
     def run(self, machine: int, number: int, *arguments: int) -> tuple[str, int, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from executor.config import SandboxPath
 from tests.build.conftest import Workshop
 from tests.conftest import IN_CI
 from tests.hostile.host import Watch, differences, owned_by_builds
+from tests.hostile.probes import compile_attack
 from tests.sandbox.conftest import bench as bench
 
 
@@ -49,14 +49,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, canaries: Path) -> Iterator[W
 @pytest.fixture(scope="package")
 def attack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The static program that attacks from inside; see attack.c."""
-    program = tmp_path_factory.mktemp("attack") / "attack"
-    source = Path(__file__).with_name("attack.c")
-    subprocess.run(
-        ["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", program, source],
-        check=True,
-        timeout=120,
-    )
-    return program
+    return compile_attack(tmp_path_factory.mktemp("attack"))
 
 
 @pytest.fixture

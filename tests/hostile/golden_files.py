@@ -73,5 +73,26 @@ def profile(name: str) -> dict[str, Line]:
 
 def recorded(name: str) -> dict[tuple[str, str, str], str]:
     """Answers under Nix: by bits of the program, call and convention."""
-    words = [line.split() for line in lines(name)]
-    return {(bits, call, convention): answer for bits, call, convention, answer in words}
+    found: dict[tuple[str, str, str], str] = {}
+    for line in lines(name):
+        if line.startswith("like "):
+            found = recorded(line.split()[1])
+            continue
+        bits, call, convention, answer = line.split()
+        found[bits, call, convention] = answer
+    return found
+
+
+def verdicts(name: str) -> dict[str, str]:
+    """What attacks got: ``held``, or what was let through, by their names."""
+    found = {}
+    for line in lines(name):
+        match = re.fullmatch("(.*?): (held|let through: .*)", line)
+        assert match is not None, line
+        found[match[1]] = match[2]
+    return found
+
+
+def answered(name: str) -> dict[str, str]:
+    """What programs of a build were answered, by what they did."""
+    return dict(line.split(": ", 1) for line in lines(name))

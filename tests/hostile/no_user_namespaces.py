@@ -5,12 +5,13 @@ import os
 
 from sandbox import syscalls
 
-_clone3 = syscalls.clone3
+_clone3, _unshare = syscalls.clone3, syscalls.unshare
 
 
 def preload() -> None:
     """Called by the spawner when it has imported this."""
     syscalls.clone3 = _refuse
+    syscalls.unshare = _refuse_unsharing
 
 
 def _refuse(
@@ -19,6 +20,12 @@ def _refuse(
     if flags & syscalls.CLONE_NEWUSER:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return _clone3(flags, cgroup, sibling=sibling, tid=tid)
+
+
+def _refuse_unsharing(flags: int) -> None:
+    if flags & syscalls.CLONE_NEWUSER:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    _unshare(flags)
 
 
 def nothing(_arguments: list[bytes], _environment: dict[bytes, bytes]) -> int:

@@ -1,4 +1,4 @@
-"""The probe: compiling it, and reading what it prints."""
+"""The programs that run inside: compiling them, and reading what the probe prints."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def compile_probe(directory: Path, bits: str) -> Path:
     program = directory / f"probe-{bits}"
     options = ("-static", "-no-pie", "-O1", "-Wall", "-Werror")
     command = ["gcc", f"-m{bits}", *options, "-o", str(program), str(_SOURCE)]
+    subprocess.run(command, check=True, timeout=120)
+    return program
+
+
+def compile_attack(directory: Path) -> Path:
+    """The static program that attacks from inside."""
+    program = directory / "attack"
+    source = _SOURCE.with_name("attack.c")
+    command = ["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", str(program), str(source)]
     subprocess.run(command, check=True, timeout=120)
     return program
 

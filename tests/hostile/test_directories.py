@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from executor.api import Executor
+from executor.build.plan import Target
 from executor.build.result import FailureCause
-from tests.build.conftest import Workshop, wait_until
+from tests.build.conftest import Run, Workshop, wait_until
 from tests.hostile.host import BUILD_IDS, facts_of, owned_by_builds
 from tests.hostile.inside import as_user, log_of, pause, waiting
 
@@ -94,7 +96,7 @@ def test_row_099_the_build_user_outside_is_a_stranger(workshop: Workshop) -> Non
         assert (build / "file").read_text() == "secret\n"
         for path in (build, build / "file", build.parent):
             assert as_user(running.uid, "cat", path).returncode != 0
-        # Who owns a user namespace may do anything to those in it: this one is root's.
+        # Who owns a user namespace may do anything to those in it: this one is nobody's.
         for name in ("root/", "cwd/", "fdinfo/", "fd/1", "environ", "mem"):
             file = f"/proc/{running.pid}/{name}"
             reader = ["ls", file] if name.endswith("/") else ["head", "-c1", file]
@@ -250,3 +252,24 @@ def test_row_104_the_next_build_of_an_id_finds_nothing(workshop: Workshop) -> No
         found = [line.decode() for line in running.run.log]
     assert len(ids) == 1
     assert [line for line in found if not line.endswith(" ENOENT")] == ["ptmx", "Terminated"]
+
+
+def test_row_121_directories_do_not_tell_how_full_they_were(workshop: Workshop) -> None:
+    """On ext4 they stay as large as they were once; builds of one executor use some again."""
+    places = "/ /build /tmp /nix/store /dev/shm"
+    look = f"busybox stat -c '%n %s %a %u %g %h' {places}"
+    crowd = "for d in /build /tmp /nix/store; do cd $d; seq 3000 | busybox xargs touch; done"
+    made = [
+        workshop.make(name, f"{script}\ncd /; echo > $out")
+        for name, script in (("before", look), ("crowd", crowd), ("after", look))
+    ]
+    run = Run()
+
+    async def go(executor: Executor) -> None:
+        for drv in made:
+            run.results += await executor.build_all([Target(drv_path=drv.path)])
+
+    workshop.run(go, run)
+    assert all(result.success for result in run.results), run.log
+    assert len(run.log) == 10
+    assert run.log[:5] == run.log[5:]

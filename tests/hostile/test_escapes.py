@@ -205,6 +205,16 @@ def test_row_026_no_mount_reaches_the_host(workshop: Workshop) -> None:
     )
 
 
+def test_row_028_no_packet_socket_by_any_name(workshop: Workshop) -> None:
+    """Root of a network of its own may have one from the kernel: the filter says no, each way."""
+    found = answers(log_of(workshop, "attack packet"))
+    assert found == {
+        **dict.fromkeys(("nested", "network", "raw"), "OK"),
+        **dict.fromkeys(("family", "type", "type_cloexec", "type_garbage"), "EPERM"),
+        "type_other_flags": "EINVAL",
+    }
+
+
 def test_row_036_set_id_programs_and_capabilities_give_nothing(bench: Bench) -> None:
     tools = bench.directory / "tools"
     for name in ("setuid", "capable"):

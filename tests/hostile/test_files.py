@@ -158,3 +158,12 @@ def test_row_106_a_registered_path_is_root_s_and_read_only(workshop: Workshop) -
     assert tree(workshop.real(made.out)) == before
     for path in (workshop.real(made.out), workshop.real(made.out) / "file"):
         assert (path.stat().st_uid, path.stat().st_mode & 0o222) == (0, 0)
+
+
+def test_row_077_no_subvolume_is_left_that_files_are_not_deleted_from(workshop: Workshop) -> None:
+    """On btrfs anybody may make one, and make it read-only; elsewhere the kernel says ENOTTY."""
+    calls = ("create", "create_v2", "snapshot", "snapshot_v2", "read_only")
+    for place in ("/build", "/tmp"):
+        assert answers(log_of(workshop, f"attack subvolumes {place}", f"x{place[1:]}")) == (
+            dict.fromkeys(calls, "EOPNOTSUPP")
+        )

@@ -164,6 +164,21 @@ WRITERS = {
 }
 
 
+def test_row_157_how_far_a_build_passes_its_disk_limit(workshop: Workshop) -> None:
+    """By what it writes in the fifth of a second that `docs/security.md` speaks of, and no more.
+
+    The builder writes at most 100 MiB a second; a second more is this machine's to be slow in.
+    """
+    fastest, noticed, slow = 100 * MIB, 0.2, 1.0
+    write = "busybox dd if=/dev/zero bs=1M count=1 2>/dev/null >> file"
+    script = f"while true; do {write}; busybox usleep 10000; done"
+    drv = workshop.make("steady", script)
+    run = workshop.build(drv, build_disk_max=32 * MIB)
+    peak = stopped_by(run, Resource.DISK)
+    assert 32 * MIB < peak <= 32 * MIB + fastest * (noticed + slow)
+    assert run.result.stop_time - run.result.start_time < 10
+
+
 @pytest.mark.parametrize("where", WRITERS)
 def test_row_157_a_build_that_fills_the_disk_is_stopped(workshop: Workshop, where: str) -> None:
     drv = workshop.make("filler", f"cd /build; {WRITERS[where]}; sleep 600")
@@ -188,14 +203,6 @@ time.sleep(600)
     paths = (*workshop.settings.sandbox_paths, *HOST_PROGRAMS)
     run = workshop.build(drv, build_disk_max=8 * MIB, sandbox_paths=paths)
     stopped_by(run, Resource.DISK)
-
-
-def test_row_157_how_far_a_fast_writer_gets(workshop: Workshop) -> None:
-    """What the documentation says: a fifth of a second, and what is written in it."""
-    drv = workshop.make("fast", "cat /dev/zero > big")
-    run = workshop.build(drv, build_disk_max=MIB)
-    assert stopped_by(run, Resource.DISK) > MIB
-    assert run.result.stop_time - run.result.start_time < 3
 
 
 def test_row_157_space_can_not_be_had_without_writing(workshop: Workshop) -> None:
@@ -254,6 +261,32 @@ with open("b/big", "wb") as f:
     paths = (*workshop.settings.sandbox_paths, *HOST_PROGRAMS)
     run = workshop.build(drv, build_disk_max=16 * MIB, sandbox_paths=paths)
     stopped_by(run, Resource.DISK)
+
+
+def test_row_157_files_of_every_id_of_a_range_count(workshop: Workshop) -> None:
+    script = "> big; busybox chown 7:7 big; cat /dev/zero > big"
+    drv = workshop.make("giver", script, env={"requiredSystemFeatures": "uid-range"})
+    features = frozenset({"uid-range"}) | workshop.settings.system_features
+    run = workshop.build(
+        drv,
+        build_disk_max=8 * MIB,
+        timeout=20,
+        system_features=features,
+        auto_allocate_uids=True,
+        experimental_features=frozenset({"auto-allocate-uids", "cgroups"}),
+    )
+    stopped_by(run, Resource.DISK)
+
+
+@pytest.mark.parametrize("how", ["mappings", "descriptors"])
+def test_row_157_who_keeps_the_counter_busy_is_stopped_too(workshop: Workshop, how: str) -> None:
+    """By tables of /proc that are too long to be read, or grow as fast as they are."""
+    drv = workshop.make("busy", f"exec attack busy {how}")
+    begin = time.monotonic()
+    run = workshop.build(drv, build_disk_max=512 * MIB, timeout=60)
+    stopped_by(run, Resource.DISK)
+    assert time.monotonic() - begin < 40
+    assert (run.result.disk_peak or 0) < 8192 * MIB
 
 
 def test_row_092_a_sparse_output_is_refused_before_it_is_read(workshop: Workshop) -> None:

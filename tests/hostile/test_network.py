@@ -7,84 +7,33 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from executor.build.result import BuildResult, FailureCause
+from executor.build.result import FailureCause
 from executor.network_rules import parse_network_rules
-from tests.build.conftest import FOREVER, HOST_PROGRAMS, Drv, Run, Workshop, fixed, wait_until
+from tests.build.conftest import FOREVER, HOST_PROGRAMS, Run, Workshop, fixed, wait_until
+from tests.hostile.netted import (
+    ANYTHING,
+    REFUSED,
+    TRY,
+    attempt,
+    contacts,
+    helpers,
+    is_pasta,
+    outcomes,
+    program,
+    running_build,
+)
+from tests.hostile.netted import meeting as meeting
+from tests.hostile.netted import python as python
+from tests.hostile.netted import workshop as workshop
 from tests.world import MACHINE, MACHINE6, METADATA, PRIVATE, PRIVATE6, SERVER, SERVER6, World
 from tests.world import world as world
 
 pytestmark = pytest.mark.root
-
-ANYTHING = parse_network_rules("allow any")
-REFUSED = "ECONNREFUSED"
-_NUMBERS = count()
-# Connects to each address that is named, and says how that went.
-_TRY = """
-import errno, os, socket
-for word in os.environ["targets"].split():
-    host, _, port = word.rpartition("/")
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    made.settimeout(float(os.environ.get("patience", 5)))
-    try:
-        made.connect((host, int(port)))
-        print(word, made.recv(99).decode().strip())
-    except OSError as error:
-        print(word, errno.errorcode.get(error.errno, "silence"))
-"""
-
-
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
-    """One whose builds have a network of their own."""
-    workshop = Workshop(tmp_path)
-    workshop.change(fod_network="isolated")
-    return workshop
-
-
-@pytest.fixture
-def python(workshop: Workshop) -> Workshop:
-    """Builders that can run Python."""
-    workshop.change(sandbox_paths=(*workshop.settings.sandbox_paths, *HOST_PROGRAMS))
-    return workshop
-
-
-def program(workshop: Workshop, text: str, **environment: str) -> Drv:
-    """A fixed output whose builder runs a Python program first."""
-    return workshop.make(
-        f"netted-{next(_NUMBERS)}",
-        '/usr/bin/python3 -c "$program"; echo made > $out',
-        outputs={"out": fixed(b"made\n")},
-        env={"program": text, **environment},
-    )
-
-
-def outcomes(run: Run) -> dict[str, str]:
-    """What the program said of each target."""
-    assert run.result.success, (run.result.message, run.text)
-    return dict(line.split(" ", 1) for line in run.text.splitlines())
-
-
-def attempt(workshop: Workshop, *targets: str, **settings: object) -> Run:
-    """A build that tries to connect to some targets, each ``address/port``."""
-    return workshop.build(program(workshop, _TRY, targets=" ".join(targets)), **settings)
-
-
-def contacts(result: BuildResult, *, allowed: bool) -> set[str]:
-    """What a result lists, as targets."""
-    assert result.contacts is not None
-    assert result.contacts.complete
-    return {
-        f"{contact.address}/{contact.port}"
-        for contact in result.contacts.contacts
-        if contact.allowed is allowed
-    }
 
 
 def test_row_048_what_is_allowed_is_reached(python: Workshop, world: World) -> None:
@@ -104,7 +53,7 @@ def test_row_048_the_loopback_of_the_host_is_never_reached(python: Workshop, wor
     # The gateway, the build's own address and the address for names don't stand for the host.
     own = ("192.0.0.1", "192.0.0.2", "192.0.0.3", "fd65:7865:6375:746f::1", "64:ff9b::127.0.0.1")
     targets = [f"{form}/{port}" for form in (*forms, *own)]
-    drv = program(python, _TRY, targets=" ".join(targets), patience="0.5")
+    drv = program(python, TRY, targets=" ".join(targets), patience="0.5")
     found = outcomes(python.build(drv, fod_network_rules=ANYTHING))
     assert [target for target, what in found.items() if what == "reached"] == []
     assert world.peers == []
@@ -258,7 +207,7 @@ def test_row_050_a_builder_can_not_change_its_network(python: Workshop, world: W
     """Nor see who runs it; a user namespace of its own, where it gets one, changes nothing."""
     port = world.listen_outside()
     run = python.build(
-        program(python, f"{_ATTACK}\nimport os\n{_TRY}", targets=f"{METADATA}/{port}")
+        program(python, f"{_ATTACK}\nimport os\n{TRY}", targets=f"{METADATA}/{port}")
     )
     found = outcomes(run)
     assert set(found.pop("others").split()) <= {"1", "2", "3"}
@@ -268,81 +217,9 @@ def test_row_050_a_builder_can_not_change_its_network(python: Workshop, world: W
     assert set(found.values()) <= refusals, found
 
 
-class _Running:
-    """A build that waits until it is told to go on, and the helper of its network."""
-
-    def __init__(self, workshop: Workshop, directory: Path) -> None:
-        self.go_on = directory / "go-on"
-        self.ready = directory / "ready"
-        self.helper = 0
-        self._results: list[BuildResult] = []
-        drv = workshop.make(
-            "waiting",
-            "readlink /proc/self/ns/net > /meet/ready; "
-            "while [ ! -e /meet/go-on ]; do sleep 0.1; done; echo made > $out",
-            outputs={"out": fixed(b"made\n")},
-        )
-        self._thread = threading.Thread(
-            target=lambda: self._results.append(workshop.build(drv).result)
-        )
-
-    def begin(self) -> None:
-        before = set(helpers())
-        self._thread.start()
-        wait_until(
-            lambda: (self.ready.exists() and self.ready.read_text() != "") or bool(self._results),
-            "the builder",
-        )
-        assert not self._results, self._results[0].message
-        (self.helper,) = set(helpers()) - before
-
-    def end(self) -> BuildResult:
-        self._thread.join(60)
-        return self._results[0]
-
-
-@contextmanager
-def running_build(workshop: Workshop, directory: Path) -> Iterator[_Running]:
-    """A build that runs in the block, and has ended after it, whatever happens."""
-    running = _Running(workshop, directory)
-    try:
-        running.begin()
-        yield running
-    finally:
-        running.go_on.touch()
-        running.end()
-
-
-def helpers() -> list[int]:
-    """Processes of pasta on this machine."""
-    found = []
-    for entry in os.listdir("/proc"):
-        with suppress(OSError):
-            if entry.isdigit() and Path("/proc", entry, "comm").read_text().startswith("pasta"):
-                found.append(int(entry))
-    return found
-
-
 def _status(pid: int) -> dict[str, list[str]]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
-
-
-@pytest.fixture
-def meeting(workshop: Workshop, tmp_path: Path) -> Path:
-    """A directory that builders see as ``/meet``, and may write to."""
-    directory = tmp_path / "meet"
-    directory.mkdir()
-    directory.chmod(0o777)
-    from executor.config import SandboxPath
-
-    paths = (
-        *workshop.settings.sandbox_paths,
-        SandboxPath(target="/meet", source=str(directory)),
-        SandboxPath(target="/bin/readlink", source="/bin/busybox", read_only=True),
-    )
-    workshop.change(sandbox_paths=paths)
-    return directory
 
 
 def test_row_050_the_helper_of_a_network_can_do_nothing_else(
@@ -394,15 +271,15 @@ def test_row_050_a_build_ends_with_its_helper(
 
 
 def test_row_050_no_helper_outlives_a_killed_executor(workshop: Workshop, world: World) -> None:
-    before = set(helpers())
     drv = workshop.make("endless", FOREVER, outputs={"out": fixed(b"")})
     running = workshop.start_cli("build", drv.text)
     try:
-        wait_until(lambda: bool(set(helpers()) - before), "the helper")
+        wait_until(lambda: bool(helpers()), "the helper")
+        found = helpers()
     finally:
         running.kill()
         running.communicate()
-    wait_until(lambda: set(helpers()) <= before, "the end of the helper")
+    wait_until(lambda: not any(map(is_pasta, found)), "the end of the helper")
 
 
 def test_row_043_044_abstract_sockets_end_at_the_network_of_a_build(

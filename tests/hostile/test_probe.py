@@ -75,24 +75,31 @@ def run_inside(bench: Bench, program: Path, *words: str, **changes: object) -> l
 
 
 @pytest.mark.parametrize("bits", PROBES)
-@pytest.mark.parametrize("kind", ["ordinary", "fixed-output"])
+@pytest.mark.parametrize("kind", ["ordinary", "fixed-output", "uid-range"])
 def test_every_call_is_answered_as_the_table_says(
     workshop: Workshop, programs: dict[str, Path], kind: str, bits: str
 ) -> None:
     shown = SandboxPath(target="/bin/probe", source=str(programs[bits]), read_only=True)
     workshop.change(sandbox_paths=(*workshop.settings.sandbox_paths, shown))
     outputs = {"out": fixed(b"")} if kind == "fixed-output" else ("out",)
-    run = workshop.build(workshop.make("probe", "exec /bin/probe calls", outputs=outputs))
+    env = {}
+    if kind == "uid-range":
+        features = frozenset({"auto-allocate-uids", "cgroups"})
+        workshop.change(auto_allocate_uids=True, experimental_features=features)
+        env = {"requiredSystemFeatures": "uid-range"}
+    run = workshop.build(workshop.make("probe", "exec /bin/probe calls", outputs=outputs, env=env))
     assert run.result.success, (run.result.message, run.log)
     assert differences(answers(line.decode() for line in run.log), kind, bits) == []
 
 
 @pytest.mark.parametrize("bits", PROBES)
+@pytest.mark.parametrize(("machine", "kind"), [(None, "ordinary"), ("i686", "i686")])
 def test_an_i686_build_has_the_sockets_of_its_c_library_and_nothing_else(
-    bench: Bench, programs: dict[str, Path], bits: str
+    bench: Bench, programs: dict[str, Path], machine: str | None, kind: str, bits: str
 ) -> None:
-    found = answers(run_inside(bench, programs[bits], "calls", machine="i686"))
-    assert differences(found, "i686", bits) == []
+    """In roots of both makes: one for this sandbox alone, and one that was prepared."""
+    found = answers(run_inside(bench, programs[bits], "calls", machine=machine))
+    assert differences(found, kind, bits) == []
 
 
 @pytest.mark.parametrize("convention", ["x86-64", "i386"])

@@ -8,15 +8,18 @@ from tests.fuzz.targets import (
     frames,
     logs,
     names,
+    protocols,
     references,
+    requests,
     roots,
+    servers,
     settings,
 )
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for module in (
-        *(names, frames, logs, settings, caches),
+        *(names, frames, protocols, requests, servers, logs, settings, caches),
         *(derivations, archives, references, roots),
     )
     for target in module.TARGETS

@@ -57,7 +57,9 @@ def _link(target: bytes) -> bytes:
     return _words(b"(", b"type", b"symlink", b"target", target, b")")
 
 
-def _small() -> bytes:
+@cache
+def small_archive() -> bytes:
+    """A tree with a bit of everything."""
     tree = _directory(
         _entry(b"a", _link(b"/victim")),
         _entry(b"b", _directory(_entry(b"c", _file(b"#!", b"executable", b"")))),
@@ -129,7 +131,7 @@ TARGETS = (
         run=_nar,
         errors=(FormatError,),
         files=_FILES,
-        inputs=(_small(),),
+        inputs=(small_archive(),),
         tokens=_TOKENS,
     ),
     Target(
@@ -137,7 +139,7 @@ TARGETS = (
         run=_restore,
         errors=(FormatError,),
         files=[file for file in _FILES if file.stem != "tree"],
-        inputs=(_small(),),
+        inputs=(small_archive(),),
         tokens=_TOKENS,
     ),
 )

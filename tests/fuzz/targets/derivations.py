@@ -139,7 +139,7 @@ class _Memory:
 
 def _instantiate(data: bytes) -> Hashable:
     store = _Memory()
-    found = instantiate(store, data, "/directory")  # type: ignore[arg-type]
+    found = instantiate(store, data, "/directory")
     expect(set(found.by_key.values()) <= store.derivations.keys(), "a derivation is missing")
     return len(found.by_key), len(found.roots)
 

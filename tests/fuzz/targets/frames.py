@@ -43,11 +43,23 @@ _BUILTIN = SandboxSpec(
     | {"entry": Call("module:function"), "machine": None, "files": (), "binds": ()}
 )
 _REPORTS = (pack_report(Ready()), pack_report(Failed("exec", "execve", 2, "/bin/\udcff")))
+# Each field of a specification of another type than it has: what once wasn't its own error.
+_FIELDS = unpack(pack_spec(_SPEC))
+assert isinstance(_FIELDS, tuple)
+_OTHER_TYPES = tuple(
+    pack((*_FIELDS[:index], wrong, *_FIELDS[index + 1 :]))
+    for index in range(len(_FIELDS))
+    for wrong in (0, "", b"x", None, (), ((),), (0,))
+)
 _TOKENS = (
     *(b"n", b"t", b"f", b"b", b"s", b"(", b"i"),
-    *(pack(value) for value in (-1, -2, 0, 1, 2, 3, 4, 5, 6, b"", b"/", "", "isolated", "host")),
+    *(
+        pack(value)
+        for value in (-1, -2, -3, -4, 0, 1, 2, 3, 4, 5, 6, b"", b"/", "", "isolated", "host")
+    ),
     *(pack(value) for value in ((), ((),), (0,), ("ready",), ("failed",), (-1,), (-2,), (True,))),
-    *(b"(\xff\xff\xff\xff", b"b\xff\xff\xff\xff", b"(\1\0\0\0" * 9),
+    *(pack((number, (b"a", b"b"))) for number in (-2, -3, -4)),
+    *(b"[", b"[\xff\xff\xff\x3f", b"(\xff\xff\xff\xff", b"b\xff\xff\xff\xff", b"(\1\0\0\0" * 9),
 )
 
 
@@ -81,7 +93,7 @@ TARGETS = (
         name="frame-spec",
         run=_spec,
         errors=(FrameError, SpecError),
-        inputs=(pack_spec(_SPEC), pack_spec(_BUILTIN)),
+        inputs=(pack_spec(_SPEC), pack_spec(_BUILTIN), *_OTHER_TYPES),
         tokens=_TOKENS,
     ),
     Target(

@@ -67,7 +67,7 @@ def _line(data: bytes) -> Hashable:
 
 @cache
 def _scanner() -> _ProcessScanner:
-    return _ProcessScanner(_location(), lambda _text: None, Patience())
+    return _ProcessScanner(_location(), lambda _path: True, lambda _text: None, Patience())
 
 
 def _process(data: bytes) -> Hashable:
@@ -75,7 +75,8 @@ def _process(data: bytes) -> Hashable:
     os.pwrite(fd, data, 0)
     os.ftruncate(fd, len(data))
     scanner._roots.clear()
-    scanner._text(f"{_location().state_dir}/environ")
+    file = f"{_location().state_dir}/environ"
+    scanner._take(scanner._names_in(file), file)
     found: set[StorePath] = set(scanner._roots)
     expect(all(path.digest.encode() in data for path in found), "made up")
     return len(found)
