@@ -6,7 +6,7 @@ VENV = .venv/bin
 T ?= tests
 export PYTHON
 
-.PHONY: demo test test-long fuzz lint bench clean setup-run setup-test
+.PHONY: demo test test-long fuzz lint bench vm-test install clean setup-run setup-test setup-vm
 
 demo: setup-run
 	@scripts/demo.sh
@@ -30,6 +30,17 @@ fuzz: setup-test
 bench: setup-test
 	@$(VENV)/python -m benchmarks.budget $(ARGS)
 
+# Whole machines in qemu: all tests, or make vm-test T="boot limits"; make vm-test ARGS=--list
+vm-test: T =
+vm-test: setup-vm
+	@PYTHONPATH=vm-tests $(VENV)/python -m driver $(ARGS) $(T)
+
+# make install [PREFIX=/usr/local] [DESTDIR=…] [REPLACE_NIX_DAEMON=1]: the program and its service
+PREFIX ?= /usr/local
+install:
+	@scripts/install.sh --prefix $(PREFIX) $(if $(DESTDIR),--destdir $(DESTDIR)) \
+		$(if $(REPLACE_NIX_DAEMON),--replace-nix-daemon)
+
 clean:
 	rm -rf demo-store .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -39,3 +50,6 @@ setup-run:
 
 setup-test:
 	@scripts/setup.sh test
+
+setup-vm:
+	@scripts/setup.sh vm

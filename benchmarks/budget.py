@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,13 +19,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import workloads
+from benchmarks import pieces, workloads
 from benchmarks.builders import TIMEOUT, Builder, ExecutorBuilder, NixBuilder
-from benchmarks.measure import NIX, OURS, Limit, Result, Side, measure, table
+from benchmarks.daemons import Archive, Daemon, ExecutorDaemon, NixDaemon, fresh, make_archive
+from benchmarks.measure import (
+    NIX,
+    OURS,
+    Cost,
+    Limit,
+    Result,
+    Show,
+    Side,
+    measure,
+    show_memory,
+    show_rate,
+    show_time,
+    table,
+)
 from benchmarks.start import Floor, sandboxed
 from benchmarks.workloads import Workload
 
 FLOOR = "floor"
+NIX_DAEMON = "nix-daemon"
 _STARTS = 20
 
 
@@ -35,12 +51,13 @@ class Sizes:
     graph: int = 300
     flat: tuple[int, int] = (30, 3000)
     inputs: int = 2000
+    mounts: int = 100
     mebibytes: int = 1024
     files: int = 100_000
     runs: int = 15
 
 
-SHORT = Sizes(graph=30, flat=(10, 100), inputs=200, mebibytes=64, files=2000, runs=3)
+SHORT = Sizes(graph=30, flat=(10, 100), inputs=200, mounts=20, mebibytes=64, files=2000, runs=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +70,27 @@ class Bench:
     nix: Builder
     floor: Floor
 
-    def both(self, time_of: Callable[[Builder], float]) -> dict[str, Side]:
+    def both(self, cost_of: Callable[[Builder], Cost | float]) -> dict[str, Side]:
         """The same work by the executor and by Nix."""
-        return {OURS: lambda: time_of(self.ours), NIX: lambda: time_of(self.nix)}
+        return {OURS: lambda: cost_of(self.ours), NIX: lambda: cost_of(self.nix)}
 
-    def result(self, title: str, sides: Mapping[str, Side], *limits: Limit) -> Result:
+    def daemons(self, template: Path, cost_of: Callable[[Daemon], Cost | float]) -> dict[str, Side]:
+        """The same work by the executor's daemon and by Nix's, each on a copy of a store."""
+
+        def side(kind: type[Daemon], builder: Builder) -> Cost | float:
+            with fresh(kind, builder, template) as daemon:
+                return cost_of(daemon)
+
+        return {
+            OURS: lambda: side(ExecutorDaemon, self.ours),
+            NIX_DAEMON: lambda: side(NixDaemon, self.nix),
+        }
+
+    def result(
+        self, title: str, sides: Mapping[str, Side], *limits: Limit, show: Show = show_time
+    ) -> Result:
         """Measure a row."""
-        return Result(title, limits, measure(sides, self.sizes.runs))
+        return Result(title, limits, measure(sides, self.sizes.runs), show)
 
 
 def graph(bench: Bench) -> Result:
@@ -79,7 +110,7 @@ def flat(bench: Bench) -> Result:
         size: workloads.graph(bench.directory / f"graph-{size}", size) for size in (small, large)
     }
 
-    def one(size: int) -> float:
+    def one(size: int) -> Cost:
         return bench.ours.build_fresh(works[size].template, works[size].drv) / size
 
     sides = {OURS: lambda: one(large), f"of {small}": lambda: one(small)}
@@ -93,8 +124,84 @@ def start(bench: Bench) -> Result:
         with TemporaryDirectory(dir=bench.directory) as name:
             return sandboxed(Path(name), _STARTS)
 
-    sides = {OURS: ours, FLOOR: lambda: bench.floor.one(_STARTS)}
+    sides: dict[str, Side] = {OURS: ours, FLOOR: lambda: bench.floor.one(_STARTS)}
+    _beside_bubblewrap(sides, bench, [])
     return bench.result("a sandboxed start alone", sides, Limit(FLOOR, 2.5))
+
+
+def _beside_bubblewrap(sides: dict[str, Side], bench: Bench, inputs: list[Path]) -> None:
+    """Add what bubblewrap takes for the same sandbox, where it is installed."""
+
+    def side() -> float:
+        with TemporaryDirectory(dir=bench.directory) as name:
+            without = pieces.bubblewrap(Path(name, "none"), [], _STARTS) if inputs else 0.0
+            return pieces.bubblewrap(Path(name), inputs, _STARTS) - without
+
+    if shutil.which("bwrap") is not None:
+        sides["bubblewrap"] = side
+
+
+def mounts(bench: Bench) -> Result:
+    """What inputs add to a start: their mount points, their mounts, and the end of both."""
+    found = pieces.make_inputs(bench.directory / "inputs", bench.sizes.mounts)
+
+    def ours() -> float:
+        with TemporaryDirectory(dir=bench.directory) as name:
+            return pieces.start_with_inputs(Path(name), found, _STARTS)
+
+    sides: dict[str, Side] = {OURS: ours}
+    _beside_bubblewrap(sides, bench, found)
+    return bench.result(f"{bench.sizes.mounts} inputs, added to a start", sides)
+
+
+def scan(bench: Bench) -> Result:
+    """Hashing an archive of one file and scanning it for references."""
+    file = _large_file(bench)
+    sides = {OURS: lambda: pieces.describe(file), "SHA-256": lambda: _sha256(file)}
+    return bench.result(f"hash and scan {file.name}", sides)
+
+
+def scan_files(bench: Bench) -> Result:
+    """The same with many small files."""
+    tree = _small_files(bench)
+    sides = {
+        OURS: lambda: pieces.describe(tree),
+        "nix-hash": lambda: _timed(["nix-hash", "--type", "sha256", str(tree)]),
+    }
+    return bench.result(f"hash and scan {tree.name}", sides)
+
+
+def _large_file(bench: Bench) -> Path:
+    size = bench.sizes.mebibytes // 4
+    file = bench.directory / f"a-file-of-{size}-MiB"
+    with file.open("wb") as content:
+        for _ in range(size):
+            content.write(os.urandom(1 << 20))
+    return file
+
+
+def _small_files(bench: Bench) -> Path:
+    count = bench.sizes.files // 10
+    tree = bench.directory / f"{count}-small-files"
+    tree.mkdir()
+    for number in range(count):
+        (tree / str(number)).write_text(f"this is file {number}\n")
+    return tree
+
+
+def registration(bench: Bench) -> Result:
+    """Making a path valid, one at a time."""
+    count = bench.sizes.graph
+
+    def both(register: Callable[[Path, int], float]) -> Side:
+        def side() -> float:
+            with TemporaryDirectory(dir=bench.directory) as name:
+                return register(Path(name), count)
+
+        return side
+
+    sides = {OURS: both(pieces.register), "nix, all at once": both(pieces.register_by_nix)}
+    return bench.result(f"registering one of {count} paths", sides)
 
 
 def cold(bench: Bench) -> Result:
@@ -120,7 +227,7 @@ def inputs(bench: Bench) -> Result:
     none = workloads.trivial(bench.directory / "no-inputs")
     many = workloads.many_inputs(bench.directory / "inputs", count)
 
-    def added(builder: Builder) -> float:
+    def added(builder: Builder) -> Cost:
         with_inputs = builder.build_fresh(many.template, many.drv)
         return with_inputs - builder.build_fresh(none.template, none.drv)
 
@@ -147,6 +254,64 @@ def small_files(bench: Bench) -> Result:
     return bench.result(f"after the builder: {count} small files", sides, Limit("nix-hash", 1.8))
 
 
+def daemon(bench: Bench) -> Result:
+    """The graph of trivial builds once more, asked for by a stock client."""
+    size = bench.sizes.graph
+    work = workloads.graph(bench.directory / "graph", size)
+    sides = bench.daemons(work.template, lambda daemon: daemon.build([work.drv]) / size)
+    sides["in process"] = lambda: bench.ours.build_fresh(work.template, work.drv) / size
+    title = f"the same for a stock client, by a daemon, of {size}"
+    return bench.result(title, sides, Limit("in process", 1.3))
+
+
+def idle(bench: Bench) -> Result:
+    """Memory of a daemon that has nothing to do."""
+    work = workloads.trivial(bench.directory / "idle")
+    sides = bench.daemons(work.template, lambda daemon: daemon.memory(work.drv))
+    sides["60 MiB"] = lambda: 60.0
+    return bench.result("an idle daemon's memory", sides, Limit("60 MiB", 1.0), show=show_memory)
+
+
+def archive_in(bench: Bench) -> Result:
+    """An archive with one large file, added to a store."""
+    return _archive(bench, _large_file(bench), Daemon.add, "added by", rate=True)
+
+
+def archive_out(bench: Bench) -> Result:
+    """The same, taken from a store."""
+    return _archive(bench, _large_file(bench), _add_and_send, "sent by", rate=True)
+
+
+def archives_in(bench: Bench) -> Result:
+    """An archive of many small files, added to a store."""
+    return _archive(bench, _small_files(bench), Daemon.add, "added by")
+
+
+def archives_out(bench: Bench) -> Result:
+    """The same, taken from a store."""
+    return _archive(bench, _small_files(bench), _add_and_send, "sent by")
+
+
+def _archive(
+    bench: Bench,
+    tree: Path,
+    cost_of: Callable[[Daemon, Archive], Cost],
+    verb: str,
+    *,
+    rate: bool = False,
+) -> Result:
+    archive = make_archive(tree)
+    work = workloads.trivial(bench.directory / "empty")
+    sides = bench.daemons(work.template, lambda daemon: cost_of(daemon, archive))
+    show = show_rate(archive.info.nar_size / (1 << 20)) if rate else show_time
+    return bench.result(f"an archive of {tree.name}, {verb} a daemon", sides, show=show)
+
+
+def _add_and_send(daemon: Daemon, archive: Archive) -> Cost:
+    daemon.add(archive)
+    return daemon.send(archive)
+
+
 ROWS: dict[str, Callable[[Bench], Result]] = {
     "graph": graph,
     "flat": flat,
@@ -156,6 +321,16 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "inputs": inputs,
     "file": big_file,
     "files": small_files,
+    "daemon": daemon,
+    "idle": idle,
+    "archive-in": archive_in,
+    "archive-out": archive_out,
+    "archives-in": archives_in,
+    "archives-out": archives_out,
+    "mounts": mounts,
+    "scan": scan,
+    "scan-files": scan_files,
+    "registration": registration,
 }
 
 
@@ -197,10 +372,24 @@ def main() -> int:
     if options.runs:
         sizes = replace(sizes, runs=options.runs)
     print(f"executor beside Nix {NixBuilder.version()}, {sizes.runs} runs a row", flush=True)
+    print(_machine(), flush=True)
     with TemporaryDirectory(prefix="executor-bench-") as name:
         results = [_run(row, Path(name), sizes) for row in options.row or ROWS]
     print(table(results))
     return 0
+
+
+def _machine() -> str:
+    """What all of it ran on."""
+    name = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith(("model name", "CPU implementer"))
+    )
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    uname = os.uname()
+    processors = len(os.sched_getaffinity(0))
+    return f"{uname.sysname} {uname.release}, {processors} of {name}; load before: {load}"
 
 
 def _run(row: str, directory: Path, sizes: Sizes) -> Result:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.measure import Cost, children_cpu
+
 BUSYBOX = "/bin/busybox"
 EXECUTOR = str(Path(sys.executable).with_name("executor"))
 TIMEOUT = 900
@@ -62,13 +64,13 @@ class Builder(ABC):
             subprocess.run(["cp", "-a", template, root], check=True, timeout=TIMEOUT)
             yield root
 
-    def build(self, root: Path, drv: str) -> float:
-        """Build, and say how long the command took."""
-        start = time.perf_counter()
+    def build(self, root: Path, drv: str) -> Cost:
+        """Build, and say what the command took."""
+        cpu, start = children_cpu(), time.perf_counter()
         self._run(root, drv)
-        return time.perf_counter() - start
+        return Cost(time.perf_counter() - start, children_cpu() - cpu)
 
-    def build_fresh(self, template: Path, drv: str) -> float:
+    def build_fresh(self, template: Path, drv: str) -> Cost:
         """Build in a store of its own."""
         with self.store(template) as root:
             return self.build(root, drv)

@@ -39,13 +39,16 @@ def sandboxed(directory: Path, count: int) -> float:
 async def _sandboxed(directory: Path, count: int) -> float:
     spawner = Spawner.start()
     try:
-        seconds = [await _one(spawner, _spec(directory / str(number))) for number in range(count)]
+        seconds = [
+            await run_one(spawner, start_spec(directory / str(number))) for number in range(count)
+        ]
     finally:
         await spawner.close()
     return median(seconds)
 
 
-async def _one(spawner: Spawner, spec: SandboxSpec) -> float:
+async def run_one(spawner: Spawner, spec: SandboxSpec) -> float:
+    """Seconds of one start and end."""
     with open(os.devnull, "wb") as output:
         start = time.perf_counter()
         process = await spawner.spawn(spec, output.fileno())
@@ -56,7 +59,8 @@ async def _one(spawner: Spawner, spec: SandboxSpec) -> float:
     return seconds
 
 
-def _spec(base: Path) -> SandboxSpec:
+def start_spec(base: Path) -> SandboxSpec:
+    """A sandbox for a program that does nothing, with directories of its own below ``base``."""
     for name in ("root", "store", "tmp", "build"):
         (base / name).mkdir(parents=True, mode=0o700, exist_ok=True)
     os.chown(base / "build", _UID, _UID)

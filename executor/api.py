@@ -20,8 +20,8 @@ from executor.build.asking import make_asking_plan
 from executor.build.context import BuildContext, StoreThread
 from executor.build.early import launch_spawner
 from executor.build.engine import Engine
-from executor.build.events import Event, Listener, Watched
-from executor.build.graph import plan_targets, run_graph
+from executor.build.events import Event, GraphPlanned, Listener, Watched
+from executor.build.graph import plan_targets, planned, run_graph
 from executor.build.plan import Plan, Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.substitution import Fetched, open_substitution
@@ -29,6 +29,7 @@ from executor.config import Settings, load_settings
 from executor.derivation import Derivation, derivation_path
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
+from executor.protocols.nested_service import serve_nested
 from executor.store.local import LocalStore
 from executor.store.location import StoreLocation, parse_store_url
 from executor.store.settings import StoreSettings
@@ -86,6 +87,7 @@ class Executor:
             self.settings,
             self.location,
             on_notice=self._emit,
+            nested=serve_nested,
         )
         store = StoreThread(self._open_store)
         try:
@@ -201,6 +203,10 @@ class Executor:
             list(targets),
             always_allowed=self.settings.always_allow_substitutes,
         )
+
+    async def preview(self, targets: Sequence[Target]) -> GraphPlanned:
+        """What ``build_all`` would build and fetch, without the way there."""
+        return planned(await self.plan(targets))
 
     async def write_derivation(self, derivation: Derivation) -> StorePath:
         """Put a derivation into the store and say where it is."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import count
 
 from executor.errors import ConfigError
@@ -17,7 +17,8 @@ from executor.limits import MODES as LIMITS_MODES
 from executor.limits import Resource, parse_limit, parse_limit_rules
 from executor.network_rules import MODES as NETWORK_MODES
 from executor.network_rules import parse_network_rules
-from executor.settings import ALIASES, EXPERIMENTAL, HARMLESS, NIX_ONLY, SandboxPath, Settings
+from executor.setting_names import ALIASES, EXPERIMENTAL, HARMLESS, NIX_ONLY
+from executor.settings import SandboxPath, Settings
 
 __all__ = ["LoadedSettings", "SandboxPath", "Settings", "load_settings"]
 
@@ -40,10 +41,16 @@ ReadFile = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class LoadedSettings:
-    """The settings, and sentences for the user about what was ignored."""
+    """The settings, and sentences for the user about what was ignored.
+
+    ``chosen`` are the names of those that somebody else than this machine's ``nix.conf`` has set.
+    ``store`` is the reference of the store to use, if a file names one.
+    """
 
     settings: Settings
     warnings: tuple[str, ...]
+    chosen: frozenset[str] = frozenset()
+    store: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class _Assignment:
     value: str
     origin: str
     from_command_line: bool = False
+    from_system: bool = False
 
 
 def load_settings(
@@ -75,7 +83,9 @@ def load_settings(
         resolver.assign(assignment)
     for name, value in overrides:
         resolver.assign(_Assignment(name, value, f"option '{name}'", from_command_line=True))
-    return LoadedSettings(resolver.settings(), resolver.warnings)
+    return LoadedSettings(
+        resolver.settings(), resolver.warnings, frozenset(resolver.chosen), resolver.store
+    )
 
 
 def _limited(read_file: ReadFile) -> ReadFile:
@@ -132,12 +142,14 @@ def _defaults(environ: Mapping[str, str], host: Host) -> dict[str, object]:
 def _assignments(environ: Mapping[str, str], read_file: ReadFile) -> Iterator[_Assignment]:
     """All assignments outside the command line, earlier sources first."""
     conf_dir = environ.get("NIX_CONF_DIR") or _DEFAULT_CONF_DIR
-    for path in (f"{conf_dir}/nix.conf", *_user_files(environ)):
+    system = f"{conf_dir}/nix.conf"
+    for path in (system, *_user_files(environ)):
         try:
             text = read_file(path)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
-        yield from parse_configuration(text, path, read_file)
+        for assignment in parse_configuration(text, path, read_file):
+            yield replace(assignment, from_system=path == system)
     if "NIX_CONFIG" in environ:
         yield from parse_configuration(environ["NIX_CONFIG"], "NIX_CONFIG", read_file)
 
@@ -199,6 +211,8 @@ class _Resolver:
         self._unknown: dict[str, str] = {}
         self._weak: dict[str, str] = {}
         self._gated: dict[str, None] = {}
+        self.chosen: set[str] = set()
+        self.store: str | None = None
 
     def settings(self) -> Settings:
         """The result so far."""
@@ -226,6 +240,9 @@ class _Resolver:
         if name in HARMLESS:
             self._weakening(name, assignment)
             return
+        if name == "store":
+            self.store = assignment.value
+            return
         attribute = name.replace("-", "_")
         if attribute not in self._types or "_" in name:
             if name not in NIX_ONLY:
@@ -238,6 +255,8 @@ class _Resolver:
             raise ConfigError(f"{assignment.origin}: setting '{name}': {error}") from None
         if name in EXPERIMENTAL:
             self._gated[name] = None
+        if not assignment.from_system:
+            self.chosen.add(name)
         if appending:
             old = self._values[attribute]
             value = _append(value, old) if name in _FIRST_WINS else _append(old, value)

@@ -21,9 +21,13 @@ from executor.formats.store_path import (
     make_fixed_output_path,
     make_text_path,
     output_path_name,
+    path_order,
 )
 
 _IMPURE = "impure"
+# A parsed derivation takes about eight times its text, and a client may send any: 40 MiB at most.
+_LARGEST_KEPT = 1 << 18
+_MOST_KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +199,11 @@ def _check_nodes(nodes: Mapping[str, InputNode]) -> None:
 
 
 def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
+    """As ``parse_anew``, which small ones that were read lately don't need."""
+    return (_parse_cached if len(data) <= _LARGEST_KEPT else parse_anew)(data, name, store_dir)
+
+
+def parse_anew(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
     """Read the contents of a ``.drv`` file; ``name`` is the derivation's, without ``.drv``.
 
     Raises ``FormatError``. Paths of input-addressed outputs are taken as stated: compare them
@@ -226,6 +235,14 @@ def parse_derivation(data: bytes, name: str, store_dir: StoreDir) -> Derivation:
     if to_term(derivation, store_dir) != term:
         raise FormatError(f"derivation '{name}' is not written in its canonical form")
     return derivation
+
+
+_parse_cached = lru_cache(maxsize=_MOST_KEPT)(parse_anew)
+
+
+def forget_parsed_derivations() -> None:
+    """Free those that were read lately, for a process that has a rest between two graphs."""
+    _parse_cached.cache_clear()
 
 
 @lru_cache(maxsize=256)
@@ -301,9 +318,13 @@ def to_term(derivation: Derivation, store_dir: StoreDir) -> DerivationTerm:
         ),
         input_drvs=tuple(
             (store_dir.render(path).encode(), _encoded(names))
-            for path, names in sorted(derivation.input_drvs.items())
+            for path, names in sorted(
+                derivation.input_drvs.items(), key=lambda item: path_order(item[0])
+            )
         ),
-        input_srcs=tuple(store_dir.render(path).encode() for path in sorted(derivation.input_srcs)),
+        input_srcs=tuple(
+            sorted([store_dir.render(path).encode() for path in derivation.input_srcs])
+        ),
         platform=derivation.platform.encode(),
         builder=derivation.builder,
         args=derivation.args,

@@ -6,7 +6,12 @@ the protocols print the same sentence.
 
 
 class ExecutorError(Exception):
-    """Base of every error that the executor raises on purpose."""
+    """Base of every error that the executor raises on purpose.
+
+    ``has_lines``: its text is a whole report, whose lines are shown as lines.
+    """
+
+    has_lines = False
 
 
 class FormatError(ExecutorError):

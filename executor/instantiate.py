@@ -18,16 +18,33 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from typing import Protocol
 
-from executor.derivation_hash import fill_outputs
+from executor.derivation import Derivation
+from executor.derivation_hash import ModuloHasher, fill_outputs
 from executor.derivation_json import VERSION, JsonObject, expect, from_json
 from executor.errors import FormatError, UsageError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.nlohmann import JsonValue, parse_json
-from executor.formats.store_path import StorePath
-from executor.store.local import LocalStore
+from executor.formats.store_path import StoreDir, StorePath
 
 _LOCAL_SOURCE = ("./", "../")
+
+
+class DerivationStore(Protocol):
+    """What is needed of a store: a local one, or one behind a daemon."""
+
+    @property
+    def store_dir(self) -> StoreDir: ...
+
+    @property
+    def modulo_hasher(self) -> ModuloHasher: ...
+
+    def write_derivation(self, derivation: Derivation) -> StorePath: ...
+
+    def query_outputs(self, drv_path: StorePath) -> Mapping[str, StorePath]: ...
+
+    def add_file_or_tree(self, name: str, path: str, method: IngestionMethod) -> StorePath: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +55,7 @@ class Instantiated:
     roots: tuple[StorePath, ...]
 
 
-def instantiate_file(store: LocalStore, path: str) -> Instantiated:
+def instantiate_file(store: DerivationStore, path: str) -> Instantiated:
     """Write the derivations of a JSON file to the store. Raises ``FormatError``, ``UsageError``."""
     try:
         with open(path, "rb") as file:
@@ -51,7 +68,7 @@ def instantiate_file(store: LocalStore, path: str) -> Instantiated:
         raise FormatError(f"'{path}': {error}") from error
 
 
-def instantiate(store: LocalStore, data: bytes, directory: str) -> Instantiated:
+def instantiate(store: DerivationStore, data: bytes, directory: str) -> Instantiated:
     """Write the derivations of a JSON text; ``directory`` is where local sources are looked for."""
     entries = _entries(expect(parse_json(data), dict, "the file's top level"))
     needs = {key: _local_inputs(entry, entries) for key, entry in entries.items()}
@@ -100,7 +117,7 @@ def _local_inputs(entry: JsonObject, entries: Mapping[str, JsonObject]) -> list[
 class _Graph:
     """Writes derivations one after the other, inputs first."""
 
-    def __init__(self, store: LocalStore, directory: str) -> None:
+    def __init__(self, store: DerivationStore, directory: str) -> None:
         self._store = store
         self._directory = directory
         self.paths: dict[str, StorePath] = {}
@@ -154,6 +171,8 @@ class _Graph:
         return found
 
     def _add_source(self, text: str) -> StorePath:
+        if "\0" in text:
+            raise FormatError(f"a source can't have a NUL in its name: {text[:300]!r}")
         path = os.path.normpath(os.path.join(self._directory, text))
         return self._store.add_file_or_tree(os.path.basename(path), path, IngestionMethod.NAR)
 

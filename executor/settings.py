@@ -1,7 +1,7 @@
 """The settings that the executor obeys, as one frozen value. Names and defaults are Nix's.
 
 ``nix.conf`` spells them with dashes. What is not here is either unknown, which is a warning, or
-known to Nix and of no use to the executor (``NIX_ONLY``), which is none.
+known to Nix and of no use to the executor (``setting_names.NIX_ONLY``), which is none.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Settings:
     sandbox_build_dir: str = "/build"
     sandbox_dev_shm_size: str = "50%"
     sandbox_paths: tuple[SandboxPath, ...] = ()
-    fod_network: str = "host"
+    fod_network: str = "isolated"
     fod_network_rules: tuple[NetworkRule, ...] = DEFAULT_RULES
     allowed_impure_host_deps: frozenset[str] = frozenset()
     pre_build_hook: str = ""
@@ -114,70 +114,10 @@ class Settings:
     trusted_users: tuple[str, ...] = ("root",)
     allowed_users: tuple[str, ...] = ("*",)
     trusted_substituters: tuple[str, ...] = ()
+    silent_client_options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def available_features(self) -> frozenset[str]:
         """What derivations may require: the setting, and what an experimental feature brings."""
-        return self.system_features | (self.experimental_features & {"ca-derivations"})
-
-
-# Old names of settings (row X2); the last is what other Nix versions call download-attempts.
-ALIASES = {
-    "build-cores": "cores",
-    "build-max-jobs": "max-jobs",
-    "build-timeout": "timeout",
-    "build-max-silent-time": "max-silent-time",
-    "build-max-log-size": "max-build-log-size",
-    "build-use-sandbox": "sandbox",
-    "build-use-chroot": "sandbox",
-    "build-sandbox-paths": "sandbox-paths",
-    "build-chroot-dirs": "sandbox-paths",
-    "build-keep-log": "keep-build-log",
-    "build-compress-log": "compress-build-log",
-    "build-extra-platforms": "extra-platforms",
-    "build-fallback": "fallback",
-    "build-use-substitutes": "substitute",
-    "substitution-max-jobs": "max-substitution-jobs",
-    "binary-caches": "substituters",
-    "binary-cache-public-keys": "trusted-public-keys",
-    "trusted-binary-caches": "trusted-substituters",
-    "gc-keep-outputs": "keep-outputs",
-    "gc-keep-derivations": "keep-derivations",
-    "env-keep-derivations": "keep-env-derivations",
-    "filetransfer-retry-attempts": "download-attempts",
-}
-
-# Settings that would make the sandbox weaker, and the values that don't.
-HARMLESS = {
-    "sandbox": frozenset({"true", "yes", "1"}),
-    "sandbox-fallback": frozenset({"false", "no", "0"}),
-    "filter-syscalls": frozenset({"true", "yes", "1"}),
-    "allow-new-privileges": frozenset({"false", "no", "0"}),
-}
-
-# Settings that count only with an experimental feature, which has to be enabled.
-EXPERIMENTAL = {"auto-allocate-uids": "auto-allocate-uids"}
-
-# Known to Nix 2.34.8 and without meaning here: evaluation and other matters.
-NIX_ONLY = frozenset(
-    """
-    abort-on-warn accept-flake-config access-tokens allow-dirty allow-dirty-locks
-    allow-import-from-derivation allow-symlinked-store
-    allow-unsafe-native-code-during-evaluation allowed-uris
-    bash-prompt bash-prompt-prefix bash-prompt-suffix build-impersonate-linux-26
-    commit-lock-file-summary commit-lockfile-summary debugger-on-trace debugger-on-warn
-    download-buffer-size download-speed eval-cache eval-cores eval-system external-builders
-    filetransfer-retry-delay filetransfer-retry-delay-rate-limited
-    filetransfer-retry-jitter filetransfer-retry-max-delay flake-registry force-git
-    gc-reserved-space-old http2 http3 ignore-try impersonate-linux-26
-    keep-env-derivations lazy-locks lazy-trees lint-absolute-path-literals
-    lint-short-path-literals lint-url-literals log-format max-call-depth narinfo-cache-meta-ttl
-    narinfo-cache-positive-ttl nix-path
-    nix-shell-always-looks-for-shell-nix nix-src-hash optimise-store plugin-files print-missing
-    pure-eval reject-flake-config restrict-eval show-trace ssl-cert-old store sync-before-old
-    tarball-ttl trace-function-calls trace-import-from-derivation trace-verbose
-    upgrade-nix-store-path-url
-    use-case-hack use-registries use-sqlite-wal-old use-xdg-base-directories
-    warn-dirty warn-short-path-literals
-    """.split()  # noqa: SIM905
-)
+        brought = self.experimental_features & {"ca-derivations", "recursive-nix"}
+        return self.system_features | brought

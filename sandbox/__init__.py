@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SpecError,
     )
     from sandbox.launcher import Launched, launch
+    from sandbox.live import add_inputs
     from sandbox.nat import NatNetwork, NetworkServer, find_programs
     from sandbox.nat_spec import LOCAL_RESOLVER, Contact, Contacts, NatSpec, NetworkRule
     from sandbox.process import Exit, Exited, ResourceUsage, SandboxProcess, Signaled, Spawner
@@ -58,6 +59,7 @@ __all__ = [
     "Spawner",
     "SpawnerLostError",
     "SpecError",
+    "add_inputs",
     "find_programs",
     "launch",
 ]
@@ -70,6 +72,7 @@ _MODULES = {
         *("SpawnerLostError", "SpecError"),
     ),
     "launcher": ("Launched", "launch"),
+    "live": ("add_inputs",),
     "nat": ("NatNetwork", "NetworkServer", "find_programs"),
     "nat_spec": ("LOCAL_RESOLVER", "Contact", "Contacts", "NatSpec", "NetworkRule"),
     "process": ("Exit", "Exited", "ResourceUsage", "SandboxProcess", "Signaled", "Spawner"),

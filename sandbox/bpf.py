@@ -17,10 +17,13 @@ Code = tuple[Instruction, ...]
 _LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
 _OFFSET_NUMBER, _OFFSET_MACHINE, _OFFSET_ARGUMENTS = 0, 4, 16
 _KILL_PROCESS, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+_NOTIFY = 0x7FC00000
 _FARTHEST = 255
 
 ALLOW: Code = ((_RETURN, 0, 0, _ALLOW),)
 KILL: Code = ((_RETURN, 0, 0, _KILL_PROCESS),)
+# The call isn't made, and whoever listens answers it.
+LEAVE: Code = ((_RETURN, 0, 0, _NOTIFY),)
 
 
 def answer(error: int) -> Code:

@@ -130,13 +130,20 @@ OPENING = {"open": (1, 2), "openat": (2, 3)}
 # hypervisor) don't exist; packet sockets do, for root.
 FAMILIES = (1, 2, 10, 16, 0)
 PRIVILEGED_FAMILIES = (17,)
+# Families with a type of socket that is for root, too: SOCK_PACKET of IPv4, by which the kernel
+# gives a packet socket, with all flags that a type may have (SOCK_NONBLOCK, SOCK_CLOEXEC).
+PRIVILEGED_TYPES = {2: (0o12, 0o4012, 0o2000012, 0o2004012)}
 # The calls behind socketcall(2) that name a family, for which see above.
 SOCKETCALLS_WITH_FAMILY = (1, 8)
 
 # Typing into a terminal as if at its keyboard, its console, and its line discipline:
 # TIOCSTI, TIOCLINUX, TIOCSETD.
 PRIVILEGED_IOCTLS = (0x5412, 0x541C, 0x5423)
-# What would outlive the build on its outputs, on file systems that have it, and depend on the
-# machine: keys and policies of encryption, and verity. FS_IOC_SET_ENCRYPTION_POLICY,
-# FS_IOC_ADD_ENCRYPTION_KEY, FS_IOC_ENABLE_VERITY.
-UNSUPPORTED_IOCTLS = (0x800C6613, 0xC0506617, 0x40806685)
+# What would outlive the build, on file systems that have it: keys and policies of encryption, and
+# verity, on its outputs; and subvolumes, which, once read-only, can't be deleted as files can.
+# FS_IOC_SET_ENCRYPTION_POLICY, FS_IOC_ADD_ENCRYPTION_KEY, FS_IOC_ENABLE_VERITY; of btrfs
+# BTRFS_IOC_SNAP_CREATE, _SUBVOL_CREATE, _SNAP_CREATE_V2, _SUBVOL_CREATE_V2, _SUBVOL_SETFLAGS.
+UNSUPPORTED_IOCTLS = (
+    *(0x800C6613, 0xC0506617, 0x40806685),
+    *(0x50009401, 0x5000940E, 0x50009417, 0x50009418, 0x4008941A),
+)

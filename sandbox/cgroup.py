@@ -18,6 +18,7 @@ from sandbox.spec import Cgroup
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAGIC = 0x63677270
+_PIECE = 1 << 16
 # What a delegated group may make below itself: enough for systemd in a container.
 _MAX_DESCENDANTS, _MAX_DEPTH = b"8192", b"256"
 _DELEGATED_FILES = (b"cgroup.procs", b"cgroup.subtree_control", b"cgroup.threads")
@@ -41,7 +42,8 @@ class CgroupUsage:
 class BuildCgroup:
     """The group of one sandbox, made by ``CgroupHome``; ``remove`` ends it.
 
-    ``unapplied`` names the controllers whose limits could not be applied (best effort).
+    ``unapplied`` names the controllers whose limits could not be applied (best effort);
+    ``is_delegated`` says that there may be groups below it that a program has made.
     """
 
     def __init__(self, parent: int, name: bytes, unapplied: tuple[str, ...] = ()) -> None:
@@ -49,6 +51,7 @@ class BuildCgroup:
         self._parent = parent
         self._name = name
         self.unapplied = unapplied
+        self.is_delegated = False
         try:
             self.fd = open_group(name, parent)
         except BaseException:
@@ -69,6 +72,7 @@ class BuildCgroup:
         if wanted.pids_max and "pids" not in self.unapplied:
             write_file(self.fd, b"pids.max", b"%d" % wanted.pids_max)
         if wanted.delegated:
+            self.is_delegated = True
             write_file(self.fd, b"cgroup.max.descendants", _MAX_DESCENDANTS)
             write_file(self.fd, b"cgroup.max.depth", _MAX_DEPTH)
             for name in _DELEGATED_FILES:
@@ -105,6 +109,11 @@ class BuildCgroup:
             return
         fd, self.fd = self.fd, -1
         try:
+            # There can be others below it only where somebody was let in to make them.
+            if not self.is_delegated:
+                with suppress(OSError):
+                    os.rmdir(self._name, dir_fd=self._parent)
+                    return
             remove_below(fd)
         finally:
             os.close(fd)
@@ -147,8 +156,13 @@ def open_group(path: bytes | str, parent: int | None = None) -> int:
 def read_file(group: int, name: bytes) -> bytes:
     """The content of one of a group's files. Raises ``OSError``."""
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=group)
-    with open(fd, "rb") as file:
-        return file.read()
+    try:
+        pieces = []
+        while piece := os.read(fd, _PIECE):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
 
 
 def write_file(group: int, name: bytes, content: bytes) -> None:
@@ -172,17 +186,19 @@ def remove_below(group: int) -> None:
     """
     current = os.dup(group)
     try:
-        names: list[bytes] = []
-        while True:
-            child = next((each for each in _children(current)), None)
-            if child is not None:
-                current = _step(current, child)
-                names.append(child)
-            elif names:
+        # Each group is listed once: nobody is left who could make others.
+        pending, entered = [_children(current)], list[bytes]()
+        while pending:
+            if pending[-1]:
+                name = pending[-1].pop()
+                current = _step(current, name)
+                entered.append(name)
+                pending.append(_children(current))
+                continue
+            pending.pop()
+            if entered:
                 current = _step(current, b"..")
-                os.rmdir(names.pop(), dir_fd=current)
-            else:
-                return
+                os.rmdir(entered.pop(), dir_fd=current)
     finally:
         os.close(current)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ class CgroupHome:
             os.close(parent)
 
     def _make(self, place: Place, parent: int, controllers: frozenset[str]) -> _Session:
-        name = b"executor-" + secrets.token_hex(8).encode()
+        name = b"executor-" + os.urandom(8).hex().encode()
         path = os.path.join(place.path, name)
         record = self._record(path)
         try:

@@ -22,7 +22,8 @@ from sandbox.privileges import (
     enter_user_namespace,
     set_process_attributes,
 )
-from sandbox.seccomp import compile_filter
+from sandbox.seccomp import filter_for, leaves_sockets
+from sandbox.socket_maker import hand_over
 from sandbox.spec import Call, SandboxSpec
 from sandbox.step import Step, StepFailedError
 from sandbox.template import Template, enter_template
@@ -32,17 +33,15 @@ Function = Callable[[list[bytes], dict[bytes, bytes]], int]
 _REPORT = 3
 _LIVENESS = 4
 _USER_NAMESPACE = 5
-_EXTRA = 6  # a template or a handover, whichever it is
+_MAKER = 6  # of sockets, where there is one
+_EXTRA = 7  # a template or a handover, whichever it is
 _MAX_FD = (1 << 32) - 1
-# The line that Nix leaves in the log, with its colours and without an end of line.
-_EXECUTING = b"\x1b[31;1merror:\x1b[0m executing '\x1b[35;1m%b\x1b[0m': \x1b[35;1m%b\x1b[0m"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """What the spawner found out once, for all its children."""
 
-    filter_program: bytes
     last_capability: int
     landlock_abi: int
     functions: Mapping[str, Function]
@@ -55,6 +54,7 @@ class Descriptors:
     ``user_namespace`` is the one to enter, but for a range of ids; see ``user_namespaces``.
     ``template`` is what to start from, if there is something; ``network`` a network namespace to
     enter. ``handover`` is where the helper of a range of ids tells of the child; see ``id_range``.
+    ``maker`` leads to who makes the sockets of 32-bit programs; see ``socket_maker``.
     """
 
     output: int
@@ -64,6 +64,15 @@ class Descriptors:
     template: Template | None = None
     handover: int | None = None
     network: int | None = None
+    maker: int | None = None
+
+
+def executing(program: bytes) -> tuple[bytes, bytes]:
+    """The line that Nix leaves in the log, around the reason; in colours, and without an end."""
+    return (
+        b"\x1b[31;1merror:\x1b[0m executing '\x1b[35;1m%b\x1b[0m': \x1b[35;1m" % program,
+        b"\x1b[0m",
+    )
 
 
 def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> NoReturn:
@@ -75,7 +84,7 @@ def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> 
                 syscalls.setns(descriptors.network, syscalls.CLONE_NEWNET)
         _arrange_descriptors(descriptors)
         report = _REPORT
-        _confine(spec, machine, descriptors.template)
+        _confine(spec, machine, descriptors)
         os.write(report, pack_report(Ready()))
         _start(spec, machine, report)
     except StepFailedError as error:
@@ -87,22 +96,24 @@ def run_child(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> 
         os._exit(1)
 
 
-def _confine(spec: SandboxSpec, machine: Machine, template: Template | None) -> None:
-    program = machine.filter_program
-    if spec.machine == "i686" or not spec.preallocation:
-        program = compile_filter(
-            multiplexed_sockets=spec.machine == "i686", preallocation=spec.preallocation
-        )
+def _confine(spec: SandboxSpec, machine: Machine, descriptors: Descriptors) -> None:
+    program = filter_for(spec)  # before the personality changes what the machine is called
     set_process_attributes(spec)
     if spec.id_count > 1:
         _enter_with_range(spec)
     else:
-        _enter(spec, machine.last_capability, template)
+        _enter(spec, machine.last_capability, descriptors.template)
     die_with_spawner(_LIVENESS)
     os.close(_LIVENESS)
     with Step("enter the build directory", "chdir", spec.working_directory):
         os.chdir(spec.working_directory)
-    confine_further(spec, machine.landlock_abi, program)
+    if not leaves_sockets(spec):
+        confine_further(spec, machine.landlock_abi, program)
+        return
+    network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    listener = confine_further(spec, machine.landlock_abi, program, listened_to=True)
+    with Step("hand over the making of sockets", "recvmsg"):
+        hand_over(_MAKER, listener, network)
 
 
 def _enter(spec: SandboxSpec, last_capability: int, template: Template | None) -> None:
@@ -111,7 +122,7 @@ def _enter(spec: SandboxSpec, last_capability: int, template: Template | None) -
         enter_new_root(spec)
     else:
         namespaces = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        enter_template(spec, _EXTRA, template.own, namespaces)
+        enter_template(spec, _EXTRA, namespaces)
         syscalls.close_range(_EXTRA, _MAX_FD)
     _read_nothing()
     enter_user_namespace(spec, _USER_NAMESPACE)
@@ -136,13 +147,14 @@ def _read_nothing() -> None:
 
 
 def _arrange_descriptors(descriptors: Descriptors) -> None:
-    """Output at 1 and 2, report, pipe, user namespace and one more above, and no others."""
+    """Output at 1 and 2, report, pipe, user namespace and two more above, and no others."""
     # Above all targets first, so that none of them is overwritten while it is still needed.
     wanted = (descriptors.output, descriptors.report, descriptors.liveness)
     high = [_duplicate_above(fd) for fd in wanted]
     if descriptors.user_namespace is not None:
         high.append(_duplicate_above(descriptors.user_namespace))
-    last = _USER_NAMESPACE
+    maker = None if descriptors.maker is None else _duplicate_above(descriptors.maker)
+    last = _MAKER
     extra = descriptors.handover
     if descriptors.template is not None:
         extra = descriptors.template.descriptor
@@ -157,6 +169,10 @@ def _arrange_descriptors(descriptors: Descriptors) -> None:
         os.dup2(high[3], _USER_NAMESPACE, inheritable=False)
     else:
         syscalls.close_range(_USER_NAMESPACE, _USER_NAMESPACE)
+    if maker is not None:
+        os.dup2(maker, _MAKER, inheritable=False)
+    else:
+        syscalls.close_range(_MAKER, _MAKER)
     syscalls.close_range(last + 1, _MAX_FD)
 
 
@@ -176,5 +192,6 @@ def _start(spec: SandboxSpec, machine: Machine, report: int) -> None:
         os.execve(spec.entry.program, spec.argv, environment)
     except OSError as error:
         path = os.fsdecode(spec.entry.program)
-        os.write(2, _EXECUTING % (os.fsencode(path), os.strerror(error.errno or 0).encode()))
+        reason = os.strerror(error.errno or 0).encode()
+        os.write(2, reason.join(executing(spec.entry.program)))
         os.write(report, pack_report(Failed("execute", "execve", error.errno or 0, path)))

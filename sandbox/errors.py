@@ -70,15 +70,9 @@ _REMEDIES = {
         "the executor needs CAP_SYS_ADMIN: run it as root, and in a container with all "
         "capabilities (docker run --privileged)"
     ),
-    ("create namespaces", errno.ENOSPC): (
-        "a limit on namespaces is reached: raise the sysctls user.max_*_namespaces"
-    ),
     ("create the user namespace", errno.EPERM): (
         "unprivileged user namespaces are switched off: set the sysctl "
         "kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0"
-    ),
-    ("create the user namespace", errno.ENOSPC): (
-        "the limit on user namespaces is reached: raise the sysctl user.max_user_namespaces"
     ),
     ("mount /proc", errno.EPERM): (
         "the container hides parts of /proc: run it with an unmasked /proc"
@@ -89,11 +83,17 @@ _REMEDIES = {
 }
 
 
+_NAMESPACE_STEPS = ("create namespaces", "create the user namespace")
+_LIMITS = "/proc/sys/user"
+
+
 def _remedy(step: str, error_number: int) -> str:
     """What a person can do about a failed step, as far as known."""
     known = _REMEDIES.get((step, error_number))
     if known is not None:
         return known
+    if error_number == errno.ENOSPC and step in _NAMESPACE_STEPS:
+        return _remedy_of_limits()
     if error_number == errno.ENOENT and step.startswith("bind"):
         return (
             "the path does not exist here: one of the store can be made again by a repair; one "
@@ -102,3 +102,28 @@ def _remedy(step: str, error_number: int) -> str:
     if error_number == errno.ENOSYS:
         return "the kernel is too old: Linux 6.1 is the oldest that is supported"
     return "run 'executor doctor' to see what this machine lacks" if error_number else ""
+
+
+def _remedy_of_limits() -> str:
+    """The kernel doesn't say which limit on namespaces it is; one of zero lets nobody through."""
+    names = [name for name in _names_of_limits() if _limit(name) == "0"]
+    if not names:
+        return "a limit on namespaces is reached: raise the sysctls user.max_*_namespaces"
+    if len(names) == 1:
+        return f"the sysctl user.{names[0]} is 0: raise it"
+    return f"the sysctls {', '.join(f'user.{name}' for name in names)} are 0: raise them"
+
+
+def _names_of_limits() -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(_LIMITS) if name.endswith("_namespaces"))
+    except OSError:
+        return []
+
+
+def _limit(name: str) -> str:
+    try:
+        with open(f"{_LIMITS}/{name}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

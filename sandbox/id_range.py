@@ -26,7 +26,7 @@ from contextlib import suppress
 from sandbox import syscalls
 from sandbox.messages import pack
 from sandbox.namespaces import clone_flags, set_up_namespaces
-from sandbox.privileges import PROC_SUPER_MAGIC, become_inside
+from sandbox.privileges import PROC_SUPER_MAGIC, become_inside, become_owner
 from sandbox.spec import Network, SandboxSpec
 from sandbox.step import Step
 
@@ -62,6 +62,7 @@ def split(spec: SandboxSpec, procfs: int, handover: int) -> None:
         os.setgroups([])
     go, start = os.pipe()
     with Step("create namespaces", "clone3"):
+        become_owner(spec.host_uid)
         pid, pidfd = syscalls.clone3(_child_flags(spec), sibling=True)
     if pid == 0:
         for fd in (start, procfs, handover):
@@ -69,6 +70,7 @@ def split(spec: SandboxSpec, procfs: int, handover: int) -> None:
         _wait_for(go)
         _settle(spec)
         return
+    os.seteuid(0)
     try:
         with Step("hand the child over", "sendmsg"), socket.socket(fileno=handover) as channel:
             socket.send_fds(channel, [pack(("child", pid))], [pidfd])

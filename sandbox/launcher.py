@@ -7,13 +7,21 @@ and the rest has both at once. It must be launched from the main thread, before 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_START = "import sys; sys.path[:] = {paths!r}; from sandbox.{module} import main; main({arguments})"
+# Imports make no garbage; ``serve_executor`` collects again.
+_START = """\
+import gc, sys
+gc.disable()
+sys.path[:] = {paths!r}
+from sandbox.{module} import main
+main({arguments})
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +66,19 @@ def _launch(module: str, *arguments: str) -> Launched:
         )
     os.set_blocking(ours.fileno(), False)
     return Launched(process, ours)
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for the end of a process whose socket is closed, and don't wait for ever.
+
+    ``Popen.wait`` with a timeout looks again and again, and sleeps between.
+    """
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            process.kill()
+    finally:
+        os.close(pidfd)
+    process.wait()

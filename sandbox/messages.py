@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
+from functools import cache
+from itertools import accumulate, chain, pairwise
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from sandbox.errors import SandboxError
 from sandbox.nat_spec import Contact, Contacts, NatSpec, NetworkRule
-from sandbox.shapes import field_checks
+from sandbox.shapes import Check, field_checks
 from sandbox.spec import Bind, Call, Cgroup, Exec, File, InputPath, Network, SandboxSpec
 
 Value: TypeAlias = "bool | int | bytes | str | tuple[Value, ...] | None"
@@ -20,6 +23,7 @@ Value: TypeAlias = "bool | int | bytes | str | tuple[Value, ...] | None"
 _SIZE = struct.Struct("<I")
 _INTEGER = struct.Struct("<q")
 _MAX_DEPTH = 8
+_BYTES_ONLY = {bytes}
 
 
 class FrameError(SandboxError):
@@ -46,6 +50,11 @@ def _pack(value: Value, out: list[bytes]) -> None:
         text = value.encode("utf-8", "surrogateescape")
         out.append(b"s" + _SIZE.pack(len(text)) + text)
     elif isinstance(value, tuple):
+        if set(map(type, value)) == _BYTES_ONLY:
+            # Many at once: a specification is mostly lists of texts.
+            sizes = struct.pack(f"<{len(value) + 1}I", len(value), *map(len, value))  # type: ignore[arg-type]
+            out += (b"[", sizes, *value)  # type: ignore[arg-type]
+            return
         out.append(b"(" + _SIZE.pack(len(value)))
         for item in value:
             _pack(item, out)
@@ -86,13 +95,30 @@ def _unpack(data: bytes, at: int, depth: int) -> tuple[Value, int]:
         return data[at : at + size], at + size
     if kind == b"s":
         return data[at : at + size].decode("utf-8", "surrogateescape"), at + size
+    if kind == b"[":
+        return _unpack_texts(data, at, size)
     if kind != b"(" or depth >= _MAX_DEPTH:
         raise FrameError("a frame is malformed")
     items = []
     for _ in range(size):
         item, at = _unpack(data, at, depth + 1)
         items.append(item)
+    if set(map(type, items)) == _BYTES_ONLY:
+        raise FrameError("a frame is not in its one form")
     return tuple(items), at
+
+
+def _unpack_texts(data: bytes, at: int, count: int) -> tuple[Value, int]:
+    """A tuple of bytes: how long each is, then all of them."""
+    if count == 0:
+        raise FrameError("a frame is not in its one form")
+    if 4 * count > len(data) - at:
+        raise FrameError("a frame ends too early")
+    sizes = struct.unpack_from(f"<{count}I", data, at)
+    ends = [*accumulate(sizes, initial=at + 4 * count)]
+    if ends[-1] > len(data):
+        raise FrameError("a frame ends too early")
+    return tuple([data[start:end] for start, end in pairwise(ends)]), ends[-1]
 
 
 # A dataclass travels as its number and its fields in order.
@@ -100,45 +126,106 @@ _CLASSES: tuple[type[Any], ...] = (
     *(SandboxSpec, Exec, Call, InputPath, Bind, File, Cgroup),
     *(NatSpec, NetworkRule, Contacts, Contact),
 )
-_CHECKS = tuple(map(field_checks, _CLASSES))
+
+
+_VALUES = {kind: attrgetter(*(field.name for field in fields(kind))) for kind in _CLASSES}
+_SINGLE = frozenset(kind for kind in _CLASSES if len(fields(kind)) == 1)
+_NUMBER_OF = {kind: number for number, kind in enumerate(_CLASSES)}
+_INPUTS_ONLY, _TUPLES_ONLY = {InputPath}, {tuple}
+# Numbers of what is no dataclass.
+_NETWORK, _TUPLE, _INPUTS, _PAIRS = -1, -2, -3, -4
+
+
+@cache
+def _checks(number: int) -> tuple[tuple[str, Check], ...]:
+    """Of one class; who only writes specifications needs none."""
+    return field_checks(_CLASSES[number])
 
 
 def _to_value(item: object) -> Value:
+    kind = type(item)
+    if kind is tuple:
+        return _tuple_to_value(item)  # type: ignore[arg-type]
+    if item is None or kind in (bytes, str, bool, int):
+        return item  # type: ignore[return-value]
+    number = _NUMBER_OF.get(kind)
+    if number is not None:
+        values = _VALUES[kind](item)
+        if kind in _SINGLE:
+            values = (values,)
+        return (number, *map(_to_value, values))
     if isinstance(item, Network):
-        return (-1, item.value)
-    if isinstance(item, tuple):
-        return (-2, *(_to_value(each) for each in item))
-    if isinstance(item, _CLASSES):
-        number = _CLASSES.index(type(item))
-        return (number, *(_to_value(getattr(item, field.name)) for field in fields(item)))
-    if item is None or isinstance(item, bool | int | bytes | str):
-        return item
-    raise TypeError(f"a specification can't hold {type(item).__name__}")
+        return (_NETWORK, item.value)
+    raise TypeError(f"a specification can't hold {kind.__name__}")
+
+
+def _tuple_to_value(items: tuple[Any, ...]) -> Value:
+    """Long ones have forms of their own: inputs, and pairs of bytes."""
+    kinds = set(map(type, items))
+    if kinds == _INPUTS_ONLY:
+        return (_INPUTS, tuple([text for item in items for text in (item.source, item.name)]))
+    if kinds == _BYTES_ONLY:
+        return (_TUPLE, items)
+    flat = _flattened(items) if kinds == _TUPLES_ONLY else None
+    return (_TUPLE, tuple(map(_to_value, items))) if flat is None else (_PAIRS, flat)
+
+
+def _flattened(pairs: tuple[Any, ...]) -> tuple[bytes, ...] | None:
+    """The members of pairs of bytes; None if not all are such pairs."""
+    flat = tuple(chain.from_iterable(pairs))
+    return flat if {*map(len, pairs)} == {2} and set(map(type, flat)) == _BYTES_ONLY else None
 
 
 def _from_value(value: Value) -> Any:
-    if not isinstance(value, tuple):
+    if type(value) is not tuple:
         return value
-    if not value or not isinstance(value[0], int):
+    if len(value) < 1 or type(value[0]) is not int:
         raise FrameError("a specification is malformed")
     number, rest = value[0], value[1:]
-    if number == -1:
-        return _network(rest)
-    items = [_from_value(each) for each in rest]
-    if number == -2:
-        return tuple(items)
-    if isinstance(number, bool) or number not in range(len(_CLASSES)):
+    if number < 0:
+        return _special(number, rest)
+    if number >= len(_CLASSES):
         raise FrameError("a specification is malformed")
-    kind = _CLASSES[int(number)]
-    checks = _CHECKS[number]
-    if len(checks) != len(items):
+    checks = _checks(number)
+    if len(checks) != len(rest):
         raise FrameError("a specification has another number of fields")
     values: dict[str, Any] = {}
-    for (name, check), item in zip(checks, items, strict=True):
+    for (name, check), field in zip(checks, rest, strict=True):
+        item = _from_value(field)
         if not check(item):
             raise FrameError(f"the field '{name}' of a specification has the wrong type")
         values[name] = item
-    return kind(**values)
+    return _CLASSES[number](**values)
+
+
+def _special(number: int, rest: tuple[Value, ...]) -> Any:
+    """What has a negative number."""
+    if number == _NETWORK:
+        return _network(rest)
+    if len(rest) != 1 or type(rest[0]) is not tuple:
+        raise FrameError("a specification is malformed")
+    items = rest[0]
+    if number == _TUPLE:
+        return _plain_tuple(items)
+    if len(items) % 2 or set(map(type, items)) != _BYTES_ONLY:
+        raise FrameError("a specification is malformed")
+    texts = iter(items)
+    if number == _PAIRS:
+        return tuple(zip(texts, texts, strict=True))
+    if number == _INPUTS:
+        return tuple([InputPath(source=source, name=next(texts)) for source in texts])  # type: ignore[arg-type]
+    raise FrameError("a specification is malformed")
+
+
+def _plain_tuple(values: tuple[Value, ...]) -> tuple[Any, ...]:
+    """A tuple of anything, unless it is one that has a form of its own."""
+    if set(map(type, values)) <= _BYTES_ONLY:
+        return values
+    items = tuple(map(_from_value, values))
+    kinds = set(map(type, items))
+    if kinds == _INPUTS_ONLY or (kinds == _TUPLES_ONLY and _flattened(items) is not None):
+        raise FrameError("a specification is not in its one form")
+    return items
 
 
 def _network(values: tuple[Value, ...]) -> Network:
@@ -147,6 +234,12 @@ def _network(values: tuple[Value, ...]) -> Network:
         return Network(value)
     except ValueError:
         raise FrameError("a specification names no network") from None
+
+
+def get_ready() -> None:
+    """Do once what the first specification that is read would have to wait for."""
+    for number in range(len(_CLASSES)):
+        _checks(number)
 
 
 def pack_spec(spec: SandboxSpec) -> bytes:

@@ -131,11 +131,7 @@ class Builder:
     def _(self, operation: MountFileSystem) -> None:
         with Step(f"mount /{os.fsdecode(operation.target)}", "mount", operation.target):
             fd = self._directory(operation.target, 0o755)
-            flags = syscalls.MS_NOSUID
-            if operation.kind != b"devpts":
-                flags |= syscalls.MS_NODEV
-            if operation.no_exec:
-                flags |= syscalls.MS_NOEXEC
+            flags = mount_flags(operation)
             # The directory by its descriptor: only the kernel's working directory leads to it
             # where there is no /proc yet, and no name could be swapped on the way.
             os.fchdir(fd)
@@ -185,11 +181,13 @@ class Builder:
     @perform.register
     def _(self, operation: BindInputs) -> None:
         store = self._directory(operation.store, 0o755)
+        points = FilePoints()
         for source, name in operation.inputs:
             with Step("bind an input", "open_tree", source):
-                mount = prepare_input(store, source, name)
+                mount = prepare_input(store, source, name, points)
                 if mount is not None:
                     attach_input(store, name, mount)
+        points.close()
         os.close(store)
 
     def attach(self, mount: int, target: bytes, *, is_directory: bool) -> None:
@@ -234,6 +232,16 @@ class Builder:
         return current
 
 
+def mount_flags(operation: MountFileSystem) -> int:
+    """What a new file system may not do in a sandbox."""
+    flags = syscalls.MS_NOSUID
+    if operation.kind != b"devpts":
+        flags |= syscalls.MS_NODEV
+    if operation.no_exec:
+        flags |= syscalls.MS_NOEXEC
+    return flags
+
+
 def detached(operation: BindPath, source: int) -> int:
     """A copy of the mount at an open path, with the attributes that it gets inside.
 
@@ -255,7 +263,33 @@ def _empty_file(parent: int, name: bytes) -> int:
     return os.open(name, _PATH_ONLY, dir_fd=parent)
 
 
-def prepare_input(store: int, source: bytes, name: bytes) -> int | None:
+class FilePoints:
+    """Mount points of files in one scratch store: an empty file that has all of the names.
+
+    Making inodes, on ext4 above all where many were deleted lately, would take longer than all else
+    that is done for an input.
+    """
+
+    def __init__(self) -> None:
+        self._file = -1
+
+    def make(self, store: int, name: bytes) -> None:
+        """Make the mount point ``name``. Raises ``OSError``."""
+        if self._file >= 0:
+            with suppress(OSError):  # it has as many names as it can have
+                syscalls.link(self._file, store, name)
+                return
+            self.close()
+        self._file = os.open(name, _CREATE, 0o444, dir_fd=store)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def prepare_input(store: int, source: bytes, name: bytes, points: FilePoints) -> int | None:
     """Make the mount point of one input, and a copy of its mount; links are made anew, None.
 
     Raises ``OSError``.
@@ -272,7 +306,7 @@ def prepare_input(store: int, source: bytes, name: bytes) -> int | None:
     if stat.S_ISDIR(status.st_mode):
         os.mkdir(name, 0o555, dir_fd=store)
     else:
-        os.close(os.open(name, _CREATE, 0o444, dir_fd=store))
+        points.make(store, name)
     syscalls.mount_setattr(mount, _READ_ONLY, recursive=False)
     return mount
 

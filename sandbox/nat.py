@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
-import subprocess
 from dataclasses import dataclass
 
+from sandbox.control import receive
 from sandbox.errors import NetworkLostError, NetworkUnavailableError, SandboxError
-from sandbox.launcher import Launched, launch_network_server
+from sandbox.launcher import Launched, end, launch_network_server
 from sandbox.messages import pack, pack_nat_spec, unpack, unpack_contacts
 from sandbox.nat_spec import Contacts, NatSpec
 
-_MAX_DATAGRAM = 1 << 16
 _CLOSE_TIMEOUT = 5.0
 _PACKAGES = {"pasta": "passt", "nft": "nftables"}
 
@@ -37,6 +35,8 @@ def find_programs(search_path: str) -> Programs:
     """
     found = {}
     for name, package in _PACKAGES.items():
+        import shutil
+
         path = shutil.which(name, path=search_path)
         if path is None:
             raise NetworkUnavailableError(
@@ -148,19 +148,13 @@ class NetworkServer:
         self._lose(SandboxError("the network server was stopped"))
 
     def _wait(self) -> None:
-        try:
-            self._process.wait(_CLOSE_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, _CLOSE_TIMEOUT)
 
     def _readable(self) -> None:
-        try:
-            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 1)
-        except BlockingIOError:
+        received = receive(self._control)
+        if received is None:
             return
-        except OSError:
-            data, fds = b"", []
+        data, fds = received
         if not data:
             self._lose(SandboxError("the network server ended unexpectedly"))
             return

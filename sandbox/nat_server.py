@@ -11,18 +11,18 @@ of the socket is gone, all helpers are killed; when this process ends, the kerne
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import signal
 import socket
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandbox import netlink, pasta, syscalls
 from sandbox.clean_parent import become_clean_parent
+from sandbox.control import receive, serve_executor
 from sandbox.errors import SandboxError
 from sandbox.messages import Value, pack, pack_contacts, unpack, unpack_nat_spec
 from sandbox.nat_helper import CLONE_FLAGS, Helper, HelperDescriptors, run_helper
@@ -124,10 +124,7 @@ class _Server:
                     self._watch(self._watched[fd], fd)
 
     def _take_request(self) -> bool:
-        try:
-            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 1)
-        except ConnectionResetError:
-            return False
+        data, fds = receive(self._control) or (b"", [])
         if not data:
             return False
         try:
@@ -305,19 +302,9 @@ def _run(command: list[str], text: str = "") -> bytes:
 
 def main(control_fd: int) -> None:
     """Entry point of the process; ``control_fd`` is its end of the socket."""
-    control = socket.socket(fileno=control_fd)
-    control.set_inheritable(False)
-    try:
+
+    def get_ready(control: socket.socket) -> Callable[[], None]:
         become_clean_parent()
-        server = _Server(control)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the executor must hear of it
-        with contextlib.suppress(OSError):
-            control.send(pack(("broken", f"{type(error).__name__}: {error}")))
-        sys.exit(1)
-    gc.collect()
-    gc.freeze()
-    try:
-        control.send(pack(("ready",)))
-    except (BrokenPipeError, ConnectionResetError):
-        return
-    server.serve()
+        return _Server(control).serve
+
+    serve_executor(control_fd, get_ready)

@@ -6,7 +6,6 @@ its owner's business.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
 from sandbox.errors import SpecError
@@ -83,6 +82,8 @@ class NatSpec:
             raise SpecError("the helper of a network never runs under the host's root ids")
         if len(self.rules) > MAX_RULES:
             raise SpecError(f"more than {MAX_RULES} network rules")
+        import ipaddress  # who makes no network pays nothing for it
+
         for address in (*self.resolvers, *((self.local_resolver,) if self.local_resolver else ())):
             try:
                 ipaddress.ip_address(address)
@@ -94,6 +95,8 @@ class NatSpec:
 
 
 def _network(text: str) -> None:
+    import ipaddress
+
     try:
         ipaddress.ip_network(text)
     except ValueError as error:

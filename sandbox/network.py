@@ -9,12 +9,13 @@ import fcntl
 import socket
 import struct
 
-_SIOCSIFFLAGS = 0x8914
+SIOCSIFFLAGS = 0x8914
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
+# What the call is made with: struct ifreq.
+LOOPBACK_UP = struct.pack("16sh22x", b"lo", _IFF_UP | _IFF_RUNNING)
 
 
 def bring_loopback_up() -> None:
     """Bring up ``lo`` in this network namespace. Raises ``OSError``."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        request = struct.pack("16sh22x", b"lo", _IFF_UP | _IFF_RUNNING)
-        fcntl.ioctl(control, _SIOCSIFFLAGS, request)
+        fcntl.ioctl(control, SIOCSIFFLAGS, LOOPBACK_UP)

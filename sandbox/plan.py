@@ -7,7 +7,8 @@ directory descriptor of the new root.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from sandbox.spec import Bind, File, SandboxSpec
 
@@ -119,6 +120,21 @@ Operation = (
     | MakeLink
     | Seal
     | Give
+)
+
+
+# What differs between sandboxes of one kind; the kind, which can be a key, decides about all else.
+_OWN = frozenset(
+    {
+        *("name", "entry", "argv", "environment", "working_directory", "root_directory"),
+        *("scratch_store", "build_directory", "temporary_directory", "host_uid", "inputs"),
+        "cgroup",
+    }
+)
+kind_of = attrgetter(
+    *(field.name for field in fields(SandboxSpec) if field.name not in _OWN),
+    "build_directory.target",
+    "build_directory.read_only",
 )
 
 

@@ -6,6 +6,7 @@ was mounted before can't be undone from inside. After it the bounding set is ful
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -18,10 +19,12 @@ from sandbox.step import Step
 
 _ADDR_NO_RANDOMIZE = 0x0040000
 _PER_LINUX32 = 0x0008
+# Ids from here on are nobody's: some programs take them for negative numbers.
+_OWNERS = 1 << 31
 PROC_SUPER_MAGIC = 0x9FA0
 _LANDLOCK_WITH_SCOPES = 6
-_OOM_SCORE = 500
-_PERSONALITIES = {None: _ADDR_NO_RANDOMIZE, "i686": _ADDR_NO_RANDOMIZE | _PER_LINUX32}
+OOM_SCORE = 500
+PERSONALITIES = {None: _ADDR_NO_RANDOMIZE, "i686": _ADDR_NO_RANDOMIZE | _PER_LINUX32}
 _LAST_CAPABILITY = "/proc/sys/kernel/cap_last_cap"
 
 
@@ -36,7 +39,7 @@ def set_process_attributes(spec: SandboxSpec) -> None:
     with Step("be the first to go when memory is short", "write"):
         _prefer_for_oom_kill()
     with Step("set the personality", "personality"):
-        syscalls.personality(_PERSONALITIES[spec.machine])
+        syscalls.personality(PERSONALITIES[spec.machine])
 
 
 def _prefer_for_oom_kill() -> None:
@@ -48,10 +51,16 @@ def _prefer_for_oom_kill() -> None:
     fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
     try:
         inherited = int(os.read(fd, 32))
-        if inherited < _OOM_SCORE:
-            os.write(fd, b"%d" % _OOM_SCORE)
+        if inherited < OOM_SCORE:
+            os.write(fd, b"%d" % OOM_SCORE)
     finally:
         os.close(fd)
+
+
+def own_oom_score() -> int:
+    """What children of this process inherit of that; no less than any of them may have."""
+    with open("/proc/self/oom_score_adj", "rb") as file:
+        return int(file.read())
 
 
 def enter_user_namespace(spec: SandboxSpec, namespace: int) -> None:
@@ -64,6 +73,22 @@ def enter_user_namespace(spec: SandboxSpec, namespace: int) -> None:
     # A change of ids makes a process undumpable, and its files in /proc root's: builtins, which
     # don't become another program, need theirs.
     prctl.set_dumpable(1)
+
+
+def become_owner(host_uid: int) -> None:
+    """Make user namespaces in the name of a build's owner from now on, with all capabilities.
+
+    For ids in the upper half, and where the machine (a container) has no such ids, that stays root.
+    Raises ``OSError``.
+    """
+    if host_uid >= _OWNERS:
+        return
+    prctl.securebits.no_setuid_fixup = True
+    try:
+        os.seteuid(_OWNERS + host_uid)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
 
 
 def become_inside(spec: SandboxSpec) -> None:
@@ -88,17 +113,30 @@ def last_capability() -> int:
         return int(file.read())
 
 
-def confine_further(spec: SandboxSpec, landlock_abi: int, program: bytes) -> None:
-    """No new privileges, Landlock where the host's network is shared, and the filter last."""
+def wants_scopes(spec: SandboxSpec, landlock_abi: int) -> bool:
+    """Whether Landlock has to keep the program from sockets and processes of the host."""
+    return spec.network is Network.HOST and landlock_abi >= _LANDLOCK_WITH_SCOPES
+
+
+def confine_further(
+    spec: SandboxSpec, landlock_abi: int, program: bytes, *, listened_to: bool = False
+) -> int:
+    """No new privileges, Landlock where the host's network is shared, and the filter last.
+
+    Returns where calls are heard of that a filter leaves to somebody, if it is ``listened_to``.
+    """
     with Step("forbid new privileges", "prctl"):
         prctl.set_no_new_privs(1)
-    if spec.network is Network.HOST and landlock_abi >= _LANDLOCK_WITH_SCOPES:
+    if wants_scopes(spec, landlock_abi):
         # Abstract sockets belong to the network namespace, which is the host's here.
         with Step("confine abstract sockets", "landlock_restrict_self"):
             scopes = syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL
             syscalls.landlock_scope(scopes)
-    with Step("load the system call filter", "prctl"):
+    with Step("load the system call filter", "seccomp"):
+        if listened_to:
+            return syscalls.load_seccomp_filter_with_listener(program)
         syscalls.load_seccomp_filter(program)
+        return -1
 
 
 def die_with_spawner(liveness: int) -> None:

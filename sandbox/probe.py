@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from sandbox.cgroup_home import CgroupHome
 from sandbox.errors import CgroupError, SandboxError
 from sandbox.seccomp import compile_filter
 from sandbox.spec import Cgroup
+
+_NOBODY = 65534
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +49,8 @@ def _namespace(flag: int) -> Callable[[], str]:
 
 def _user_namespace() -> str:
     os.setgroups([])
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     return "created by an unprivileged user"
 
@@ -124,16 +125,31 @@ def _shell() -> str:
 
 
 def _outside_network() -> str:
-    from sandbox.nat import find_programs
+    """A network as builds have it, from its start to its end."""
+    import asyncio
+
+    from sandbox.nat import NetworkServer, find_programs
+    from sandbox.nat_spec import NatSpec
 
     programs = find_programs(f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    syscalls.unshare(syscalls.CLONE_NEWNET)
-    subprocess.run(
-        [programs.nft, "add", "table", "inet", "probe"],
-        check=True,
-        capture_output=True,
-        timeout=30,
+    spec = NatSpec(
+        host_uid=_NOBODY,
+        host_gid=_NOBODY,
+        rules=(),
+        resolvers=(),
+        local_resolver=None,
+        pasta=programs.pasta,
+        nft=programs.nft,
     )
+
+    async def attempt() -> None:
+        server = NetworkServer.start()
+        try:
+            await (await server.open(spec)).close()
+        finally:
+            await server.stop()
+
+    asyncio.run(attempt())
     return f"{programs.pasta}, {programs.nft}"
 
 
@@ -211,8 +227,9 @@ _PROBES = (
         attempt=_outside_network,
         required=False,
         remedy=(
-            "only for 'fod-network = isolated': install the Debian packages passt and nftables, on "
-            "a kernel with CONFIG_NF_TABLES"
+            "fixed outputs and impure derivations fail without it, unless 'fod-network' is 'host' "
+            "or 'none': install the Debian packages passt and nftables, on a kernel with "
+            "CONFIG_NF_TABLES, CONFIG_TUN and a device /dev/net/tun that may be used"
         ),
     ),
     _Probe(
@@ -282,5 +299,7 @@ def _attempt(probe: _Probe) -> tuple[bool, str]:
         return True, probe.attempt()
     except OSError as error:
         return False, error.strerror or str(error)
+    except SandboxError as error:
+        return False, str(error)
     except Exception as error:  # noqa: BLE001 - a probe must not end the whole table
         return False, f"{type(error).__name__}: {error}"

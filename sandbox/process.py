@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +18,12 @@ from functools import partial
 
 from sandbox.cgroup import BuildCgroup, CgroupMembers, CgroupUsage
 from sandbox.cgroup_home import CgroupHome
+from sandbox.control import receive
 from sandbox.errors import CgroupError, SandboxError, SetupFailedError, SpawnerLostError
-from sandbox.launcher import Launched, launch
+from sandbox.launcher import Launched, end, launch
 from sandbox.messages import Failed, FrameError, Ready, pack, pack_spec, unpack, unpack_reports
 from sandbox.spec import SandboxSpec
 
-_MAX_DATAGRAM = 1 << 16
 _CLOSE_TIMEOUT = 5.0
 _DEATH_TIMEOUT = 5.0
 _DEATH_POLL = 0.001
@@ -183,11 +182,7 @@ class Spawner:
         await loop.run_in_executor(None, self._wait)
 
     def _wait(self) -> None:
-        try:
-            self._process.wait(_CLOSE_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, _CLOSE_TIMEOUT)
         self._cgroups.close()
 
     async def _attach(self) -> None:
@@ -232,12 +227,10 @@ class Spawner:
         return report
 
     def _readable(self) -> None:
-        try:
-            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, 1)
-        except BlockingIOError:
+        received = receive(self._control)
+        if received is None:
             return
-        except OSError:
-            data, fds = b"", []
+        data, fds = received
         if not data:
             self._lose(SpawnerLostError("the spawner process ended unexpectedly"))
             return
@@ -293,13 +286,21 @@ class Spawner:
             _fail(pending.exit, CgroupError((), f"it can't be read any more: {error}"))
             return
         if used is not None:
-            _discard(group)
-            pending.exit.set_result(result(used))
+            self._end(pending.exit, group, result(used))
         elif time.monotonic() < deadline:
             again = (pending, group, result, deadline)
             asyncio.get_running_loop().call_later(_DEATH_POLL, self._settle, *again)
         else:
             _fail(pending.exit, CgroupError((), "a process in it doesn't die"))
+
+    def _end(self, future: asyncio.Future[Exit], group: BuildCgroup, result: Exit) -> None:
+        """Remove the group, and report the end; beside the loop where a program could make more."""
+        if not group.is_delegated:
+            _discard(group)
+            future.set_result(result)
+            return
+        removal = asyncio.get_running_loop().run_in_executor(None, _discard, group)
+        removal.add_done_callback(lambda _done: future.set_result(result))
 
     def _lose(self, error: SandboxError) -> None:
         """The spawner is gone: what it started is killed, and whoever waits for it hears that."""

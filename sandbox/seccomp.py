@@ -13,10 +13,10 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
 
 from sandbox import bpf
-from sandbox.bpf import ALLOW, Code
+from sandbox.bpf import ALLOW, LEAVE, Code
 from sandbox.call_numbers import AARCH64, I386, X86_64
 from sandbox.call_policy import (
     ALLOWED,
@@ -27,9 +27,11 @@ from sandbox.call_policy import (
     PRIVILEGED,
     PRIVILEGED_FAMILIES,
     PRIVILEGED_IOCTLS,
+    PRIVILEGED_TYPES,
     SOCKETCALLS_WITH_FAMILY,
     UNSUPPORTED_IOCTLS,
 )
+from sandbox.spec import SandboxSpec
 
 _SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 _NEW_FILE_BITS = os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY
@@ -45,29 +47,27 @@ _MACHINES: Mapping[str, tuple[tuple[int, Mapping[str, int]], ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class FilterUnavailableError(Exception):
     """There is no filter for this machine."""
 
-    reason: str
 
-
+@cache
 def compile_filter(
     *,
-    multiplexed_sockets: bool = False,
+    listened_to: bool = False,
     preallocation: bool = True,
     machine: str | None = None,
 ) -> bytes:
     """The whole filter as BPF bytes, for this machine unless another is named.
 
-    A 32-bit libc may make sockets by ``socketcall``, whose family lies behind a pointer: that is
-    refused, unless ``multiplexed_sockets`` lets 32-bit programs use every family. Without
-    ``preallocation`` file systems seem not to support it; programs write zeros instead.
+    A 32-bit libc makes sockets by ``socketcall``, whose family lies behind a pointer: that is
+    refused, unless the filter is ``listened_to`` by somebody who makes them (``socket_maker``).
+    Without ``preallocation`` file systems seem not to support it; programs write zeros instead.
     """
     name = machine or os.uname().machine
     if name not in _MACHINES:
         raise FilterUnavailableError(f"the numbers of system calls of '{name}' aren't known here")
-    policy = _policy(multiplexed_sockets=multiplexed_sockets)
+    policy = _policy(listened_to=listened_to)
     if not preallocation:
         policy["fallocate"] = _UNSUPPORTED
     conventions = {
@@ -77,11 +77,21 @@ def compile_filter(
     return bpf.assemble(bpf.by_machine(conventions, bpf.KILL))
 
 
+def filter_for(spec: SandboxSpec) -> bytes:
+    """The filter for one sandbox; each kind is compiled once."""
+    return compile_filter(listened_to=leaves_sockets(spec), preallocation=spec.preallocation)
+
+
+def leaves_sockets(spec: SandboxSpec) -> bool:
+    """Whether its filter leaves the making of some sockets to a process outside."""
+    return spec.machine == "i686" and spec.id_count == 1
+
+
 def _by_number(policy: Mapping[str, Code], numbers: Mapping[str, int]) -> dict[int, Code]:
     return {number: policy[name] for name, number in numbers.items() if name in policy}
 
 
-def _policy(*, multiplexed_sockets: bool) -> dict[str, Code]:
+def _policy(*, listened_to: bool) -> dict[str, Code]:
     """What becomes of each call that isn't absent, by its name."""
     return {
         **dict.fromkeys(ALLOWED, ALLOW),
@@ -90,7 +100,7 @@ def _policy(*, multiplexed_sockets: bool) -> dict[str, Code]:
         **{name: _without_set_id(mode) for name, mode in MODES.items()},
         **{name: _opening(flags, mode) for name, (flags, mode) in OPENING.items()},
         **dict.fromkeys(("socket", "socketpair"), _families()),
-        "socketcall": ALLOW if multiplexed_sockets else _multiplexed(),
+        "socketcall": _multiplexed(LEAVE if listened_to else _NO_SUCH_FAMILY),
         "ioctl": _ioctl(),
     }
 
@@ -106,11 +116,13 @@ def _opening(flags: int, mode: int) -> Code:
 
 def _families() -> Code:
     cases = dict.fromkeys(FAMILIES, ALLOW) | dict.fromkeys(PRIVILEGED_FAMILIES, _REFUSED)
+    for family, types in PRIVILEGED_TYPES.items():
+        cases[family] = bpf.by_value(1, dict.fromkeys(types, _REFUSED), ALLOW)
     return bpf.by_value(0, cases, _NO_SUCH_FAMILY)
 
 
-def _multiplexed() -> Code:
-    return bpf.by_value(0, dict.fromkeys(SOCKETCALLS_WITH_FAMILY, _NO_SUCH_FAMILY), ALLOW)
+def _multiplexed(answer: Code) -> Code:
+    return bpf.by_value(0, dict.fromkeys(SOCKETCALLS_WITH_FAMILY, answer), ALLOW)
 
 
 def _ioctl() -> Code:

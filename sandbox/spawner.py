@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import importlib
 import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -26,16 +24,22 @@ from typing import cast
 from sandbox import id_range, syscalls
 from sandbox.child import Descriptors, Function, Machine, run_child
 from sandbox.clean_parent import become_clean_parent
-from sandbox.messages import Value, pack, unpack, unpack_spec
+from sandbox.control import receive, serve_executor
+from sandbox.messages import Value, get_ready, pack, unpack, unpack_spec
 from sandbox.namespaces import clone_flags
-from sandbox.privileges import last_capability
-from sandbox.seccomp import compile_filter
-from sandbox.spec import Network
+from sandbox.privileges import last_capability, own_oom_score
+from sandbox.seccomp import compile_filter, leaves_sockets
+from sandbox.socket_maker import run_maker
+from sandbox.spec import Exec, Network, SandboxSpec
+from sandbox.start_program import StartPrograms, Surroundings
+from sandbox.starter import Starter
 from sandbox.template import Templates
 from sandbox.user_namespaces import UserNamespaces
 
 _MAX_DATAGRAM = 1 << 16
 _MAX_FDS = 5
+# Nothing has run for so long: what makes the next start faster is given up.
+_REST_MILLISECONDS = 3000
 
 
 class _Server:
@@ -49,29 +53,53 @@ class _Server:
         self._poll.register(control, select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> request, pid
         self._helpers: dict[int, _Helper] = {}  # by pidfd, too; see id_range
+        self._makers: dict[int, tuple[int, int]] = {}  # by the child's pidfd; see socket_maker
         # Children hold the read end; when this process dies, they see its end.
         self._liveness, self._alive = os.pipe()
+        os.set_blocking(self._liveness, False)
         self._user_namespaces = UserNamespaces()
+        self._starter = Starter()
+        self._rested = True
+        self._programs = StartPrograms(
+            Surroundings(
+                last_capability=machine.last_capability,
+                landlock_abi=machine.landlock_abi,
+                oom_score=own_oom_score(),
+            )
+        )
 
     def serve(self) -> None:
         """Answer requests until the executor hangs up; then kill what runs."""
         while True:
-            for fd, _events in self._poll.poll():
+            ready = self._poll.poll(self._patience())
+            if not ready:
+                self._rest()
+            for fd, _events in ready:
                 if fd == self._control.fileno():
                     if not self._take_request():
                         self._kill_all()
+                        self._starter.close()
                         return
                 else:
                     self._reap(fd)
 
+    def _patience(self) -> int | None:
+        """How long to wait for something to happen, in milliseconds."""
+        idle = not (self._children or self._helpers)
+        return _REST_MILLISECONDS if idle and not self._rested else None
+
+    def _rest(self) -> None:
+        self._templates.drop()
+        self._user_namespaces.drop()
+        self._starter.rest()
+        self._rested = True
+
     def _take_request(self) -> bool:
-        try:
-            data, fds, _flags, _address = socket.recv_fds(self._control, _MAX_DATAGRAM, _MAX_FDS)
-        except ConnectionResetError:
-            return False  # the executor hung up with an answer of ours unread
+        data, fds = receive(self._control) or (b"", [])
         if not data:
             return False
         request = cast(tuple[str, int], unpack(data))[1]
+        self._rested = False
         try:
             self._spawn(request, *fds)
         finally:
@@ -91,12 +119,14 @@ class _Server:
         with contextlib.ExitStack() as stack:
             template = self._templates.find(spec) if spec.id_count == 1 else None
             channel, flags = None, clone_flags(spec, with_template=template is not None)
-            handover = None
+            handover = maker = None
             if spec.id_count > 1:
                 flags = id_range.HELPER_FLAGS
-                channel, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                stack.enter_context(end)
-                handover = end.fileno()
+                channel, end = _channel(stack)
+                handover = end
+            elif leaves_sockets(spec):
+                maker_end, maker = _channel(stack)
+                stack.enter_context(maker_end)
             try:
                 users = self._user_namespaces.get(spec) if spec.id_count == 1 else None
                 descriptors = Descriptors(
@@ -107,8 +137,11 @@ class _Server:
                     template=template,
                     network=network,
                     handover=handover,
+                    maker=maker,
                 )
-                pid, pidfd = syscalls.clone3(flags, cgroup)
+                pid, pidfd = self._start(spec, descriptors, cgroup) or syscalls.clone3(
+                    flags, cgroup
+                )
             except OSError as error:
                 self._answer(("refused", request, error.errno or 0))
                 if channel is not None:
@@ -116,11 +149,50 @@ class _Server:
                 return
             if pid == 0:
                 run_child(spec, self._machine, descriptors)
+            if maker is not None:
+                self._start_maker(spec, pidfd, maker_end, cgroup)
         if channel is None:
             self._watch(request, pid, pidfd)
         else:
             self._helpers[pidfd] = _Helper(request, pid, channel)
             self._poll.register(pidfd, select.POLLIN)
+
+    def _start(
+        self, spec: SandboxSpec, descriptors: Descriptors, cgroup: int | None
+    ) -> tuple[int, int] | None:
+        """Let the starter do it, if it can; raises ``OSError`` if nobody could."""
+        template, users = descriptors.template, descriptors.user_namespace
+        if template is None or users is None or not isinstance(spec.entry, Exec):
+            return None
+        if descriptors.maker is not None:
+            return None
+        program = self._programs.make(
+            spec, network=descriptors.network is not None, cgroup=cgroup is not None
+        )
+        given = (descriptors.output, descriptors.report, descriptors.liveness, users)
+        more = (descriptors.network, cgroup)
+        return self._starter.start(
+            program, [*given, template.descriptor, *(fd for fd in more if fd is not None)]
+        )
+
+    def _start_maker(
+        self, spec: SandboxSpec, child: int, channel: socket.socket, cgroup: int | None
+    ) -> None:
+        """Without one the child's set-up fails, and says so."""
+        try:
+            pid, pidfd = syscalls.clone3(0, cgroup)
+        except OSError:
+            return
+        if pid == 0:
+            run_maker(
+                spec,
+                compile_filter(listened_to=False, preallocation=True),
+                self._machine.last_capability,
+                channel=channel.fileno(),
+                liveness=self._liveness,
+                users=self._user_namespaces.get(spec),
+            )
+        self._makers[child] = (pid, pidfd)
 
     def _watch(self, request: int, pid: int, pidfd: int) -> None:
         """A child has been started, and its end is waited for."""
@@ -151,6 +223,9 @@ class _Server:
         request, pid = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         _pid, status, usage = os.wait4(pid, 0)
+        if (maker := self._makers.pop(pidfd, None)) is not None:
+            _kill(*maker)
+            os.close(maker[1])
         os.close(pidfd)
         code = os.waitstatus_to_exitcode(status)
         self._answer(
@@ -173,6 +248,8 @@ class _Server:
             _kill(helper.pid, pidfd)
             if (child := helper.child()) is not None:
                 _kill(*child)
+        for maker in self._makers.values():
+            _kill(*maker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +264,15 @@ class _Helper:
         """The child's pid and pidfd, if the helper has come that far; to be asked at its end."""
         with self.channel:
             self.channel.settimeout(0)
-            try:
-                data, fds, _flags, _address = socket.recv_fds(self.channel, _MAX_DATAGRAM, 1)
-            except (BlockingIOError, ConnectionResetError):
-                return None
+            data, fds = receive(self.channel) or (b"", [])
         return (cast(tuple[str, int], unpack(data))[1], fds[0]) if fds else None
+
+
+def _channel(stack: contextlib.ExitStack) -> tuple[socket.socket, int]:
+    """A socket, and the descriptor of its other end, which is closed with the stack."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stack.enter_context(theirs)
+    return ours, theirs.fileno()
 
 
 def _kill(pid: int, pidfd: int) -> None:
@@ -222,26 +303,17 @@ def _functions(preload: list[str]) -> dict[str, Function]:
 
 def main(control_fd: int, preload: list[str]) -> None:
     """Entry point of the process; ``control_fd`` is its end of the socket."""
-    control = socket.socket(fileno=control_fd)
-    control.set_inheritable(False)
-    try:
+
+    def prepare(control: socket.socket) -> Callable[[], None]:
         functions = _functions(preload)
+        get_ready()
         become_clean_parent()
+        compile_filter(listened_to=False, preallocation=True)  # once for all children
         machine = Machine(
-            filter_program=compile_filter(),
             last_capability=last_capability(),
             landlock_abi=_landlock_abi(),
             functions=functions,
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, the executor must hear of it
-        with contextlib.suppress(OSError):
-            control.send(pack(("broken", f"{type(error).__name__}: {error}")))
-        sys.exit(1)
-    # Less to copy for each child: no collection moves what is here.
-    gc.collect()
-    gc.freeze()
-    try:
-        control.send(pack(("ready",)))
-    except (BrokenPipeError, ConnectionResetError):
-        return  # the executor needed us for nothing, and has ended
-    _Server(control, machine).serve()
+        return lambda: _Server(control, machine).serve()
+
+    serve_executor(control_fd, prepare)

@@ -26,6 +26,9 @@ _NUMBERS = {
         "capset": 126,
         "setdomainname": 171,
         "rt_sigaction": 13,
+        "seccomp": 317,
+        "process_vm_readv": 310,
+        "process_vm_writev": 311,
     },
     "aarch64": {
         "pivot_root": 41,
@@ -33,6 +36,9 @@ _NUMBERS = {
         "capset": 91,
         "setdomainname": 162,
         "rt_sigaction": 134,
+        "seccomp": 277,
+        "process_vm_readv": 270,
+        "process_vm_writev": 271,
     },
 }
 _SYS = _NUMBERS.get(_MACHINE, _NUMBERS["x86_64"])
@@ -45,6 +51,7 @@ _SYS_MOUNT_SETATTR = 442
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_RESTRICT_SELF = 446
 
+CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -77,6 +84,9 @@ RESOLVE_IN_ROOT = 0x10
 
 _PR_SET_SECCOMP = 22
 _SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER = 1
+# A call that has been taken notice of is interrupted by nothing but death.
+_SECCOMP_FILTER_FLAG_NEW_LISTENER, _SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -190,6 +200,12 @@ def open_tree_fd(fd: int, *, recursive: bool) -> int:
     return _call(_SYS_OPEN_TREE, _long(fd), b"", ctypes.c_uint(flags))
 
 
+def link(file: int, directory: int, name: bytes) -> None:
+    """Give an open file another name; only root may do this by a descriptor."""
+    if _libc.linkat(file, b"", directory, name, _AT_EMPTY_PATH) < 0:
+        _fail(name)
+
+
 def move_mount(mount_fd: int, target_fd: int) -> None:
     """Attach a detached mount at an open directory or file."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
@@ -241,8 +257,53 @@ def join_new_session_keyring() -> None:
 
 def drop_all_capabilities() -> None:
     """Empty the effective, permitted and inheritable sets."""
+    keep_capabilities()
+
+
+def keep_capabilities(*kept: int) -> None:
+    """Reduce the effective and permitted sets to these (below 32), and empty the inheritable."""
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    _call(_SYS["capset"], header, bytes(24))
+    mask = sum(1 << capability for capability in kept)
+    _call(_SYS["capset"], header, struct.pack("<6I", mask, mask, 0, 0, 0, 0))
+
+
+def socket(family: int, kind: int, protocol: int) -> int:
+    """socket(2) as it is; Python's own puts other numbers in the place of -1."""
+    fd = int(_libc.socket(ctypes.c_int(family), ctypes.c_int(kind), ctypes.c_int(protocol)))
+    if fd < 0:
+        _fail()
+    return fd
+
+
+def socketpair(family: int, kind: int, protocol: int) -> tuple[int, int]:
+    """socketpair(2)."""
+    pair = (ctypes.c_int * 2)()
+    words = (ctypes.c_int(family), ctypes.c_int(kind), ctypes.c_int(protocol))
+    if _libc.socketpair(*words, pair) != 0:
+        _fail()
+    return pair[0], pair[1]
+
+
+def process_vm_read(pid: int, address: int, length: int) -> bytes:
+    """process_vm_readv(2) of one piece of another process's memory; it may be shorter."""
+    buffer = ctypes.create_string_buffer(length)
+    found = _copy_memory("process_vm_readv", pid, address, buffer, length)
+    return buffer.raw[:found]
+
+
+def process_vm_write(pid: int, address: int, data: bytes) -> int:
+    """process_vm_writev(2) of one piece; how much of it was written."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    return _copy_memory("process_vm_writev", pid, address, buffer, len(data))
+
+
+def _copy_memory(
+    name: str, pid: int, address: int, buffer: ctypes.Array[ctypes.c_char], length: int
+) -> int:
+    ours = struct.pack("@PN", ctypes.addressof(buffer), length)
+    theirs = struct.pack("@PN", address, length)
+    one = ctypes.c_ulong(1)
+    return _call(_SYS[name], _long(pid), ours, one, theirs, one, ctypes.c_ulong(0))
 
 
 def file_system_type(fd: int) -> int:
@@ -253,17 +314,32 @@ def file_system_type(fd: int) -> int:
     return int(struct.unpack_from("<q", buffer)[0])
 
 
-def load_seccomp_filter(program: bytes) -> None:
-    """Install a BPF program (an array of 8-byte instructions) for this process and its children."""
+def _filter_header(program: bytes) -> tuple[ctypes.Array[ctypes.c_char], object]:
+    """A struct sock_fprog, and what has to live as long as it."""
     instructions = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
-    buffer = ctypes.create_string_buffer(header, len(header))
+    return ctypes.create_string_buffer(header, len(header)), instructions
+
+
+def load_seccomp_filter(program: bytes) -> None:
+    """Install a BPF program (an array of 8-byte instructions) for this process and its children."""
+    header, _instructions = _filter_header(program)
     result = _libc.prctl(
         *(ctypes.c_int(_PR_SET_SECCOMP), ctypes.c_ulong(_SECCOMP_MODE_FILTER)),
-        *(ctypes.byref(buffer), ctypes.c_ulong(0), ctypes.c_ulong(0)),
+        *(ctypes.byref(header), ctypes.c_ulong(0), ctypes.c_ulong(0)),
     )
     if result != 0:
         _fail()
+
+
+def load_seccomp_filter_with_listener(program: bytes) -> int:
+    """The same for a program that leaves calls to somebody: where they are heard of (CLOEXEC)."""
+    header, _instructions = _filter_header(program)
+    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER | _SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    return _call(
+        _SYS["seccomp"],
+        *(_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_ulong(flags), ctypes.byref(header)),
+    )
 
 
 def landlock_abi() -> int:

@@ -16,12 +16,20 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from sandbox import syscalls
-from sandbox.mounts import Builder, attach_input, detached, enter_shared_root, prepare_input
-from sandbox.plan import BindInputs, BindPath, Halves, Operation, split_plan
+from sandbox.mounts import (
+    Builder,
+    FilePoints,
+    attach_input,
+    detached,
+    enter_shared_root,
+    prepare_input,
+)
+from sandbox.plan import BindInputs, BindPath, Operation, kind_of, split_plan
 from sandbox.spec import SandboxSpec
 from sandbox.step import Step, StepFailedError
 
 _MOST = 16
+_MOST_PLANS = 64
 _NAMESPACE = os.O_RDONLY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Mounts of inputs that are open at once, far below the usual limit of descriptors.
@@ -33,10 +41,9 @@ _Key = tuple[int, tuple[Operation, ...], tuple[object, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A prepared root: its mount namespace as a descriptor, and what one sandbox adds to it."""
+    """A prepared root: its mount namespace as a descriptor."""
 
     descriptor: int
-    own: tuple[Operation, ...]
 
 
 class Templates:
@@ -44,37 +51,55 @@ class Templates:
 
     def __init__(self) -> None:
         self._templates: OrderedDict[_Key, int | None] = OrderedDict()
+        self._plans: dict[object, tuple[Operation, ...] | None] = {}
 
     def find(self, spec: SandboxSpec) -> Template | None:
         """What to start from; None if it has to be done without.
 
         A template that can't be made is none: setting up the sandbox alone will tell why.
         """
-        halves = split_plan(spec)
-        key = _key(spec, halves) if halves is not None else None
-        if halves is None or key is None:
+        shared = self._shared(spec)
+        key = _key(spec, shared) if shared is not None else None
+        if shared is None or key is None:
             return None
         if key not in self._templates:
             self._remember(key, None)
             return None
         if self._templates[key] is None:
-            self._remember(key, _make(spec, halves.shared))
+            self._remember(key, _make(spec, shared))
         self._templates.move_to_end(key)
         descriptor = self._templates[key]
-        return None if descriptor is None else Template(descriptor, halves.own)
+        return None if descriptor is None else Template(descriptor)
+
+    def _shared(self, spec: SandboxSpec) -> tuple[Operation, ...] | None:
+        """What sandboxes of this kind have in common, planned once."""
+        kind = kind_of(spec)
+        if kind not in self._plans:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            halves = split_plan(spec)
+            self._plans[kind] = None if halves is None else halves.shared
+        return self._plans[kind]
 
     def _remember(self, key: _Key, template: int | None) -> None:
         self._templates[key] = template
-        while len(self._templates) > _MOST:
+        self._drop_to(_MOST)
+
+    def drop(self) -> None:
+        """Keep none."""
+        self._drop_to(0)
+
+    def _drop_to(self, count: int) -> None:
+        while len(self._templates) > count:
             _key, oldest = self._templates.popitem(last=False)
             if oldest is not None:
                 os.close(oldest)
 
 
-def _key(spec: SandboxSpec, halves: Halves) -> _Key | None:
+def _key(spec: SandboxSpec, shared: tuple[Operation, ...]) -> _Key | None:
     """Everything that decides about a template, the identity of host files in it too."""
     sources: list[object] = []
-    for operation in halves.shared:
+    for operation in shared:
         if isinstance(operation, BindPath):
             try:
                 status = os.lstat(operation.source)
@@ -84,7 +109,7 @@ def _key(spec: SandboxSpec, halves: Halves) -> _Key | None:
             if not stat.S_ISREG(status.st_mode):
                 return None
             sources.append((status.st_dev, status.st_ino))
-    return spec.host_gid, halves.shared, tuple(sources)
+    return spec.host_gid, shared, tuple(sources)
 
 
 def _make(spec: SandboxSpec, operations: tuple[Operation, ...]) -> int | None:
@@ -124,14 +149,15 @@ def _hold_template(
         os._exit(0)
 
 
-def enter_template(
-    spec: SandboxSpec, template: int, operations: tuple[Operation, ...], namespaces: int
-) -> None:
+def enter_template(spec: SandboxSpec, template: int, namespaces: int) -> None:
     """Enter a copy of the template, and mount there what is this sandbox's own.
 
     Begins in the spawner's mount namespace, where the host's paths are. ``namespaces`` is this
     process's directory of namespaces in a procfs. What is opened here is the caller's to close.
     """
+    halves = split_plan(spec)
+    assert halves is not None  # or there would be no template
+    operations = halves.own
     host = os.open("mnt", _NAMESPACE, dir_fd=namespaces)
     scratch = os.open(spec.scratch_store, _DIRECTORY)
     sources = {}
@@ -141,7 +167,8 @@ def enter_template(
                 source = os.open(operation.source, _DIRECTORY)
                 sources[operation.source] = detached(operation, source)
     inputs = next(item.inputs for item in operations if isinstance(item, BindInputs))
-    first = _open_inputs(scratch, inputs[:_BATCH])
+    points = FilePoints()
+    first = _open_inputs(scratch, inputs[:_BATCH], points)
     with Step("enter the prepared root", "setns"):
         syscalls.setns(template, syscalls.CLONE_NEWNS)
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -157,23 +184,24 @@ def enter_template(
             for at in range(_BATCH, len(inputs), _BATCH):
                 with Step("go back for more inputs", "setns"):
                     syscalls.setns(host, syscalls.CLONE_NEWNS)
-                batch = _open_inputs(scratch, inputs[at : at + _BATCH])
+                batch = _open_inputs(scratch, inputs[at : at + _BATCH], points)
                 with Step("enter the prepared root", "setns"):
                     syscalls.setns(own, syscalls.CLONE_NEWNS)
                 _attach_inputs(store, batch)
         else:
             builder.perform(operation)
+    points.close()
     os.chdir("/")
 
 
 def _open_inputs(
-    scratch: int, inputs: tuple[tuple[bytes, bytes], ...]
+    scratch: int, inputs: tuple[tuple[bytes, bytes], ...], points: FilePoints
 ) -> list[tuple[bytes, bytes, int]]:
     """Sources, names and copies of mounts, whose mount points are there now; links are done."""
     opened = []
     for source, name in inputs:
         with Step("bind an input", "open_tree", source):
-            mount = prepare_input(scratch, source, name)
+            mount = prepare_input(scratch, source, name, points)
             if mount is not None:
                 opened.append((source, name, mount))
     return opened

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import Limit, Result, measure, table
+from benchmarks.measure import Cost, Limit, Result, measure, table
 
 ROOT = Path(__file__).parent.parent
 
 
 def result(ours: float, other: float) -> Result:
-    return Result("some work", (Limit("nix", 0.5),), ({"executor": ours, "nix": other},) * 3)
+    return Result(
+        "some work", (Limit("nix", 0.5),), ({"executor": Cost(ours), "nix": Cost(other)},) * 3
+    )
 
 
 def test_a_row_over_its_budget_is_marked() -> None:
@@ -24,9 +26,9 @@ def test_a_row_over_its_budget_is_marked() -> None:
 
 def test_the_ratio_is_of_pairs_and_not_of_medians() -> None:
     runs = (
-        {"executor": 1.0, "nix": 1.0},
-        {"executor": 9.0, "nix": 10.0},
-        {"executor": 4.0, "nix": 2.0},
+        {"executor": Cost(1.0), "nix": Cost(1.0)},
+        {"executor": Cost(9.0), "nix": Cost(10.0)},
+        {"executor": Cost(4.0), "nix": Cost(2.0)},
     )
     assert Result("work", (), runs).ratio("nix") == 1.0
 
@@ -39,8 +41,15 @@ def test_every_run_has_every_side_and_begins_with_another() -> None:
         return 1.0
 
     runs = measure({"a": lambda: side("a"), "b": lambda: side("b")}, 2)
-    assert runs == ({"a": 1.0, "b": 1.0},) * 2
+    assert runs == ({"a": Cost(1.0), "b": Cost(1.0)},) * 2
     assert calls == ["a", "b", "b", "a"]
+
+
+def test_the_seconds_of_the_processors_are_shown_where_they_are_known() -> None:
+    costs = {"executor": Cost(3.0, 2.0) - Cost(1.0, 0.5), "nix": Cost(4.0)}
+    assert costs["executor"] == Cost(2.0, 1.5)
+    assert costs["executor"] / 2 == Cost(1.0, 0.75)
+    assert "| executor 1.50 s |" in table([Result("work", (), (costs,))])
 
 
 @pytest.mark.root
@@ -50,6 +59,16 @@ def test_the_program_prints_every_row_for_both_builders() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
-    assert len(rows) == 8
+    assert len(rows) == 18
     for row in rows:
         assert "executor" in row[2], row
+    assert all("executor" in row[3] for row in rows if "daemon" in row[1] and "idle" not in row[1])
+
+
+@pytest.mark.root
+def test_a_soak_leaves_nothing() -> None:
+    """The short form: 200 clients at once, and as many builds once more."""
+    command = [sys.executable, "-m", "benchmarks.soak", "--builds", "200", "--clients", "200"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "LEFT" not in done.stdout

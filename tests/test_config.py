@@ -13,7 +13,8 @@ import pytest
 from executor.config import LoadedSettings, Settings, load_settings, parse_sandbox_path
 from executor.errors import ConfigError
 from executor.host import Host
-from executor.settings import ALIASES, HARMLESS, NIX_ONLY, SandboxPath
+from executor.setting_names import ALIASES, HARMLESS, NIX_ONLY
+from executor.settings import SandboxPath
 
 HOST = Host(
     system="x86_64-linux",

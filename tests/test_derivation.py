@@ -16,6 +16,7 @@ from executor.derivation import (
     ImpureOutput,
     InputAddressed,
     derivation_path,
+    forget_parsed_derivations,
     parse_derivation,
     parse_method,
     unparse_derivation,
@@ -355,3 +356,20 @@ def test_a_file_can_t_have_a_bad_name(name: str) -> None:
 def test_a_file_belongs_to_one_store_directory() -> None:
     with pytest.raises(FormatError, match="is not in the store directory '/other/store'"):
         parse_derivation(term(), "x", StoreDir("/other/store"))
+
+
+def _with_a_long_argument(size: int) -> bytes:
+    text = 'Derive([("out","/nix/store/{}-x","","")],[],[],"s","/b",["{}"],[])'
+    return text.format("0" * 32, "a" * size).encode()
+
+
+def test_what_is_kept_of_derivations_is_bounded_whatever_a_client_sends() -> None:
+    forget_parsed_derivations()
+    small, large = _with_a_long_argument(1000), _with_a_long_argument(300_000)
+    assert parse_derivation(small, "x", STORE) is parse_derivation(small, "x", STORE)
+    assert parse_derivation(large, "x", STORE) is not parse_derivation(large, "x", STORE)
+    for number in range(100):
+        parse_derivation(_with_a_long_argument(number), "x", STORE)
+    before = parse_derivation(small, "x", STORE)
+    forget_parsed_derivations()
+    assert parse_derivation(small, "x", STORE) is not before

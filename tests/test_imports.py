@@ -22,14 +22,15 @@ LAYERS = (
     ),
     (
         *("executor.references", "executor.host", "executor.limits", "executor.network_rules"),
-        *("executor.settings", "executor.config"),
+        "executor.setting_names",
+        *("executor.settings", "executor.config", "executor.config_text"),
     ),
     ("executor.store",),
     ("executor.caches",),
     ("executor.instantiate",),
     ("executor.build",),
     ("executor.protocols",),
-    ("executor.api",),
+    ("executor.api", "executor.remote"),
     ("executor.cli",),
     ("executor.__main__",),
 )
@@ -39,7 +40,7 @@ HEAVY = frozenset({"pyroute2", "prctl", "cryptography", "zstandard", "ssl", "bro
 # by who talks to a server.
 HEAVY_AT_HOME = (
     *("sandbox.clean_parent", "sandbox.nat_helper", "sandbox.netlink"),
-    *("sandbox.privileges", "sandbox.spawner", "executor.builtins."),
+    *("sandbox.privileges", "sandbox.socket_maker", "sandbox.spawner", "executor.builtins."),
     *("executor.transfers.", "executor.caches.web", "executor.caches.connections"),
 )
 

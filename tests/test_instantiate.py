@@ -328,3 +328,9 @@ def test_relative_files_are_found_from_the_working_directory(
     derivation = read(store, instantiate_file(store, "x.json"), "x")
     assert [path.name for path in derivation.input_srcs] == ["text"]
     assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["./a\0b", "./a\0b/c", "../\0"])
+def test_a_source_with_a_nul_in_its_name_is_refused(store: LocalStore, source: str) -> None:
+    with pytest.raises(FormatError, match="NUL in its name"):
+        make(store, entry(name="x", inputs={"srcs": [source]}))

@@ -10,7 +10,13 @@ from collections.abc import Collection, Sequence
 from itertools import count
 from typing import Protocol
 
-from executor.build.event_texts import building_text, machine_text, user_text, waiting_text
+from executor.build.event_texts import (
+    building_text,
+    failure_text,
+    machine_text,
+    user_text,
+    waiting_text,
+)
 from executor.build.events import (
     BuildFinished,
     BuildLogLine,
@@ -75,6 +81,7 @@ class Activities:
     """Turns the events of one run into activities, and tells ``sink`` of them.
 
     Errors of the derivations ``answered`` are not told: who asked for them gets them as answers.
+    With ``log_seen`` readers have had the whole log, and errors don't repeat its end, as in Nix.
     """
 
     def __init__(
@@ -83,8 +90,10 @@ class Activities:
         store_dir: StoreDir,
         *,
         answered: Collection[StorePath] = (),
+        log_seen: bool = False,
     ) -> None:
         self._sink = sink
+        self._log_seen = log_seen
         self._answered = frozenset(answered)
         self._store_dir = store_dir
         self._done = self._failed = self._expected = 0
@@ -240,7 +249,8 @@ class Activities:
             # Who only waited for what failed has not failed itself; Nix counts it so.
             self._failed += result.status is not BuildStatus.DEPENDENCY_FAILED
             if result.drv_path not in self._answered:
-                self._message(0, result.message)
+                text = result.message if self._log_seen else failure_text(self._store_dir, result)
+                self._message(0, text)
         self._progress()
 
     def _stop_build(self, drv_path: StorePath) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from executor.build.events import Event
 from executor.build.spares import SpareDirectories
+from executor.build.turns import Turns
 from executor.build.users import BuildUsers, UserPool
+from executor.build.work_threads import WorkThreads
 from executor.config import Settings
 from executor.store.local import LocalStore
 from executor.store.progress import Progress
@@ -20,6 +21,7 @@ from executor.store.signing import SecretKey
 from sandbox import NetworkServer, Spawner
 
 if TYPE_CHECKING:
+    from executor.build.nested import ServeNested
     from executor.build.substitution import Substitution
 
 P = ParamSpec("P")
@@ -33,13 +35,13 @@ class StoreThread:
     """The one thread that uses a store's database."""
 
     def __init__(self, open_store: Callable[[], LocalStore]) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._thread = WorkThreads(1, "store")
         self._open = open_store
         self._store: LocalStore | None = None
 
     async def start(self) -> None:
         """Open the store. Raises what ``LocalStore.open`` raises."""
-        self._store = await self._run(self._open)
+        self._store = await self._thread.run(self._open)
 
     @property
     def store(self) -> LocalStore:
@@ -53,21 +55,18 @@ class StoreThread:
 
         A cancelled caller waits for the function to end: a registration is never left half-way.
         """
-        return await self._run(partial(function, *args, **kwargs))
+        return await self._thread.run(partial(function, *args, **kwargs))
 
     async def close(self) -> None:
         if self._store is not None:
-            await self._run(self._store.close)
+            await self._thread.run(self._store.close)
             self._store = None
-        self._pool.shutdown()
+        self._thread.close()
 
     def let_go(self) -> None:
         """End the thread and leave the store open, for whoever opened it to use and close it."""
         self._store = None
-        self._pool.shutdown()
-
-    async def _run(self, function: Callable[[], T]) -> T:
-        return await finish(asyncio.get_running_loop().run_in_executor(self._pool, function))
+        self._thread.close()
 
 
 async def finish(future: asyncio.Future[T]) -> T:
@@ -143,7 +142,11 @@ class Networks:
 
 @dataclass(slots=True, kw_only=True)
 class BuildContext:
-    """Shared by the builds of one executor, or of one client of a daemon."""
+    """Shared by the builds of one executor, or of one client of a daemon.
+
+    ``caller`` is a process that waits for this one and holds locks of outputs for it: Nix, where
+    it has called us as its build hook.
+    """
 
     settings: Settings
     store: StoreThread
@@ -151,15 +154,18 @@ class BuildContext:
     spawners: Spawners
     networks: Networks
     slots: asyncio.Semaphore
-    workers: ThreadPoolExecutor
+    workers: WorkThreads
     emit: Callable[[Event], None]
     keys: tuple[SecretKey, ...]
     build_root: str
     spares: SpareDirectories
     environ: Mapping[bytes, bytes]
     substitution: Substitution | None = None
+    nested: ServeNested | None = None
     ids: Iterator[int] = field(default_factory=lambda: count(1))
+    caller: int = 0
     extra_slots: asyncio.Semaphore = field(init=False)
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
         """Some derivations have slots of their own (row D21)."""
@@ -177,15 +183,9 @@ class BuildContext:
         **kwargs: P.kwargs,
     ) -> T:
         """``work`` that watches a ``Progress``, its first argument: it stops when cancelled."""
-        working = asyncio.ensure_future(self.work(function, progress, *args, **kwargs))
-        try:
-            return await asyncio.shield(working)
-        except asyncio.CancelledError:
-            progress.cancel()
-            await asyncio.wait([working])
-            raise
+        work = partial(function, progress, *args, **kwargs)
+        return await self.workers.run(work, progress.cancel)
 
     async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run hashing and its like in a worker thread; never the database."""
-        loop = asyncio.get_running_loop()
-        return await finish(loop.run_in_executor(self.workers, partial(function, *args, **kwargs)))
+        return await self.workers.run(partial(function, *args, **kwargs))

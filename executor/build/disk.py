@@ -16,10 +16,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from executor.limits import Exceeded, Limit
-from executor.store.usage import DiskUsage, UsageCounter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from executor.store.usage import DiskUsage
 
 _LOOK = 0.1
 _LEAST_PAUSE = 1.0
@@ -27,7 +30,7 @@ _PAUSE_WHEN_SUSPECT = 2  # times what the last count took
 _PAUSE = 19
 # After that many counts in a row that were hindered, the build is taken to hide something.
 _MOST_INCOMPLETE = 5
-_HINDERED = "its directories are moved about all the time, so that they can't be counted"
+_HINDERED = "its files are moved about, or opened so often, that they can't be counted"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -98,6 +101,8 @@ class DiskMeter:
             cost = counted - now
 
     def _count(self) -> DiskUsage:
+        from executor.store.usage import UsageCounter
+
         counter = UsageCounter(uids=self._uids, enough=self._limit.value, stopped=self._stop.is_set)
         for directory in self._directories:
             counter.count_tree(directory)
@@ -121,15 +126,18 @@ class DiskMeter:
         return sum(free.values())
 
 
-@contextmanager
-def opened(meter: DiskMeter | None) -> Iterator[DiskMeter | None]:
+def opened(meter: DiskMeter | None) -> AbstractContextManager[DiskMeter | None]:
     """Close a meter when the block ends, if there is one."""
+    return nullcontext() if meter is None else _opened(meter)
+
+
+@contextmanager
+def _opened(meter: DiskMeter) -> Iterator[DiskMeter]:
     try:
         yield meter
     finally:
-        if meter is not None:
-            meter.stop()
-            meter.close()
+        meter.stop()
+        meter.close()
 
 
 def _open(directory: int | str) -> int:

@@ -8,6 +8,8 @@ from executor.store.layout import make_store_writable
 from executor.store.location import StoreLocation
 from sandbox import Launched, launch
 
+__all__ = ["Launched", "launch_spawner"]
+
 
 def launch_spawner(location: StoreLocation) -> Launched:
     """Start the spawner of an ``Executor`` for a store.

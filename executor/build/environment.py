@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 
 from executor.build.attribute_reader import InvalidAttributeError
 from executor.build.options import DerivationOptions
-from executor.build.reference_graph import GraphLookup, exported_paths, path_objects, registration
-from executor.build.structured_attrs import shell_declarations
 from executor.derivation import Derivation
 from executor.derivation_hash import placeholder
 from executor.formats.hashes import HashAlgorithm, hash_bytes
-from executor.formats.nlohmann import JsonValue, dump_json
 from executor.formats.store_path import StoreDir, StorePath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from executor.build.reference_graph import GraphLookup
+    from executor.formats.nlohmann import JsonValue
 
 _SHELL_FILE = b".attrs.sh"
 _JSON_FILE = b".attrs.json"
@@ -174,6 +176,8 @@ def _add_legacy(
         else:
             draft.variables[name] = value
     for file_name, roots in options.export_references_graph.items():
+        from executor.build.reference_graph import exported_paths, registration
+
         paths = exported_paths(roots, inputs, lookup, store_dir)
         draft.files[file_name.encode()] = registration(paths, lookup, store_dir)
 
@@ -187,6 +191,10 @@ def _add_structured(
     lookup: GraphLookup,
 ) -> None:
     """Attributes go to two files; no attribute is a variable, not even the outputs."""
+    from executor.build.reference_graph import exported_paths, path_objects
+    from executor.build.structured_attrs import shell_declarations
+    from executor.formats.nlohmann import dump_json
+
     attributes: dict[str, JsonValue] = dict(options.structured or {})
     attributes["outputs"] = {name: placeholder(name) for name in derivation.outputs}
     for key, roots in options.export_references_graph.items():

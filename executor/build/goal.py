@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import cached_property, partial
 
-from executor.build.check import Differing, compare, not_deterministic, run_diff_hook
 from executor.build.context import BuildContext
 from executor.build.disk import DiskMeter, opened
-from executor.build.events import BuildStarted, Notice, Purpose, WaitingForLock, WaitingForUser
+from executor.build.disk_space import full_for_builders, room_notes
+from executor.build.events import BuildStarted, Notice, Purpose, WaitingForUser
 from executor.build.failure import BuildFailureError, unable
 from executor.build.id_slots import SLOT_SIZE
-from executor.build.install import install
+from executor.build.install import collect_and_install, install
 from executor.build.log import LogEntry
+from executor.build.nested import Restriction, nested_builds
 from executor.build.network import build_network, contact_lines, network_kind
-from executor.build.outputs import OutputRules, collect_outputs
+from executor.build.outputs import OutputRules, are_small, collect_outputs
 from executor.build.plan import Node
-from executor.build.prebuild import run_pre_build_hook
 from executor.build.prepare import Preparation, Present, prepare
 from executor.build.request import BuildRequest, make_request, shares_with_host
 from executor.build.restraints import (
@@ -39,42 +40,55 @@ from executor.build.result import BuildResult, BuildStatus, FailureCause
 from executor.build.runner import Limits, Outcome, run_builder
 from executor.build.shared import (
     emit_entry,
+    incomplete_log,
     known_paths,
     limits_of,
-    lock_paths,
     open_log,
-    prefers_local,
 )
+from executor.build.slots import BuildSlot, locked
 from executor.build.staged import StagedOutput
+from executor.build.turns import Turn
 from executor.build.users import BuildUser
 from executor.build.verdict import builder_failure
 from executor.build.workspace import Workspace, WorkspaceOwner, write_build_file
 from executor.config import SandboxPath
+from executor.derivation import DerivationKind
 from executor.errors import ExecutorError
 from executor.formats.hashes import Hash
 from executor.formats.store_path import StorePath
 from executor.limits import BuildLimits
-from executor.store.locks import PathLocks, lock_holders
 from executor.store.progress import StoppedError
-from sandbox import CgroupError, Contacts, Network, NetworkLostError, SandboxError
+from sandbox import CgroupError, Contacts, Network, NetworkLostError, SandboxError, SandboxProcess
 
-# Waiting for a lock or a user: seconds between two tries, growing up to the longest.
+# Waiting for a user: seconds between two tries.
 _POLL = 0.05
-_POLL_LONGEST = 1.0
-# Less free space than this, and a failure may be the disk's fault (row R2).
-_NEARLY_FULL = 8 << 20
 
 
-async def build_node(context: BuildContext, node: Node) -> BuildResult:
+async def build_node(
+    context: BuildContext, node: Node, on_failure: Callable[[], None]
+) -> BuildResult:
     """Build one derivation whose inputs are valid.
+
+    ``on_failure`` is called as soon as the builder has failed, before anything is cleared away.
+    No failure is told while a builder that began earlier is being started (see ``turns``).
 
     Never raises for what the derivation or its builder did: that is a result. Cancelling kills
     the builder and removes what the build made.
     """
-    job = _Job(context, node)
+    job = _Job(context, node, on_failure)
+    try:
+        result = await _attempt(context, node, job)
+        if not result.success:
+            await job.turn.earlier_ones()
+        return result
+    finally:
+        job.turn.end()
+
+
+async def _attempt(context: BuildContext, node: Node, job: _Job) -> BuildResult:
     try:
         job.watch_space()
-        async with job.slot_and_locks():
+        async with job.slot.with_locks():
             preparation = await context.store.call(
                 prepare, context.store.store, node, context.settings, context.environ
             )
@@ -92,19 +106,21 @@ async def build_node(context: BuildContext, node: Node) -> BuildResult:
         return job.failed(unable(text, FailureCause.SETUP))
     except SandboxError as error:
         text = f"can't set up the sandbox for '{job.name}': {error}"
-        return job.failed(unable(text, FailureCause.SETUP))
+        return job.failed(unable(text + job.room(error), FailureCause.SETUP))
     except ExecutorError as error:
-        return job.failed(unable(f"can't build '{job.name}': {error}", FailureCause.STORE))
+        text = f"can't build '{job.name}': {error}"
+        return job.failed(unable(text + job.room(error), FailureCause.STORE))
     except OSError as error:
         text = f"can't build '{job.name}': {error.strerror}: {error.filename or 'input/output'}"
-        return job.failed(unable(text, FailureCause.STORE))
+        return job.failed(unable(text + job.room(error), FailureCause.STORE))
 
 
 class _Job:
     """One build on its way, and what is known for its result."""
 
-    def __init__(self, context: BuildContext, node: Node) -> None:
+    def __init__(self, context: BuildContext, node: Node, on_failure: Callable[[], None]) -> None:
         self._context = context
+        self._on_failure = on_failure
         self._node = node
         self._store = context.store.store
         self._build_id = context.new_build_id()
@@ -112,9 +128,13 @@ class _Job:
         self._contacts: Contacts | None = None
         self._log_path: str | None = None
         self._kept: str | None = None
+        self._room = ""
+        self._installed = False
         self._hashes: dict[str, Hash] = {}
         self.resources = BuildLimits()
         self._extra_paths: tuple[SandboxPath, ...] = ()
+        self.slot = BuildSlot(context, node)
+        self.turn = Turn()
         self.name = self._store.store_dir.render(node.drv_path)
 
     def watch_space(self) -> None:
@@ -122,40 +142,12 @@ class _Job:
         if (text := self._store.auto_collect()) is not None:
             self._context.emit(Notice(level=3, text=text))
 
+    def room(self, error: Exception) -> str:
+        """Lines on the file systems that are full, if that may be why; those of the first look."""
+        self._room = self._room or room_notes(self._context, error)
+        return self._room
+
     # Waiting for what only one may have.
-
-    @asynccontextmanager
-    async def slot_and_locks(self) -> AsyncIterator[None]:
-        """A build slot and the locks of all outputs.
-
-        While somebody else holds a lock, the slot is given to others.
-        """
-        paths = lock_paths(self._store, self._node)
-        pause, told = _POLL, False
-        while True:
-            async with self._slots():
-                locks = PathLocks()
-                if locks.try_acquire(paths):
-                    try:
-                        yield
-                    finally:
-                        locks.release()
-                    return
-            if not told:
-                told = True
-                waiting = WaitingForLock(
-                    drv_path=self._node.drv_path, paths=tuple(paths), holders=lock_holders(paths)
-                )
-                self._context.emit(waiting)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _POLL_LONGEST)
-
-    def _slots(self) -> asyncio.Semaphore:
-        """Where to get a slot: who prefers to be built here has some more (row D21)."""
-        slots, extra = self._context.slots, self._context.extra_slots
-        if slots.locked() and not extra.locked() and prefers_local(self._store, self._node):
-            return extra
-        return slots
 
     @asynccontextmanager
     async def user(self, preparation: Preparation) -> AsyncIterator[BuildUser]:
@@ -191,7 +183,8 @@ class _Job:
             if preparation.check:
                 await self._compare(staged, preparation, workspace, user)
                 return preparation.outputs
-            await self._install(staged, preparation)
+            if not self._installed:
+                await self._install(staged, preparation)
             return {**preparation.outputs, **{item.output: item.info.path for item in staged}}
 
     def _repetitions(self, preparation: Preparation) -> int:
@@ -203,10 +196,14 @@ class _Job:
     def _compare_rounds(self, staged: list[StagedOutput]) -> None:
         found = {item.output: item.info.nar_hash for item in staged}
         earlier, self._hashes = self._hashes, found
+        if not earlier:
+            return
+        from executor.build.check import Differing, not_deterministic
+
         differing = [
             Differing(self._store.real_path(item.info.path), than="the previous round")
             for item in sorted(staged, key=lambda item: item.output)
-            if earlier and earlier[item.output] != found[item.output]
+            if earlier[item.output] != found[item.output]
         ]
         if differing and self._context.settings.enforce_determinism:
             raise not_deterministic(self.name, differing)
@@ -227,16 +224,27 @@ class _Job:
             spares=self._context.spares if self._may_reuse(preparation) else None,
         )
         try:
-            workspace = await self._context.work(owner.open)
+            # Builders start in the order of slots, whatever order their directories are made in.
+            async with self._context.turns.turn() as self.turn:
+                workspace = await self._context.work(owner.open)
             request = await self._request(preparation, user, workspace)
-            with opened(disk_meter(self.resources, workspace, user)) as meter:
-                outcome = await self._run(request, meter)
+            async with nested_builds(self._context, preparation, workspace, user) as nested:
+                with opened(disk_meter(self.resources, workspace, user)) as meter:
+                    outcome = await self._run(request, meter, nested)
             if not outcome.success:
-                raise self._verdict(outcome, preparation, workspace)
+                await self.turn.earlier_ones()
+                self._on_failure()
+                raise self._verdict(outcome, preparation)
+            if nested is not None and nested.added:
+                preparation = replace(preparation, inputs=preparation.inputs | nested.added)
             yield workspace, await self._collect(workspace, preparation, user, outcome)
             await self._context.work(owner.close_well)
         except BuildFailureError:
             await self._keep(owner, preparation)
+            raise
+        except (ExecutorError, SandboxError, OSError) as error:
+            # Before what fills it is cleared away.
+            self.room(error)
             raise
         finally:
             if owner.is_open:
@@ -257,9 +265,12 @@ class _Job:
     ) -> BuildRequest:
         """The sandbox, and the files that the builder finds in its directory."""
         settings = self._context.settings
-        self._extra_paths = await run_pre_build_hook(
-            settings.pre_build_hook, self.name, os.path.dirname(workspace.scratch_store)
-        )
+        if settings.pre_build_hook:
+            from executor.build.prebuild import run_pre_build_hook
+
+            self._extra_paths = await run_pre_build_hook(
+                settings.pre_build_hook, self.name, os.path.dirname(workspace.scratch_store)
+            )
         request = make_request(
             preparation, settings, user, workspace, self._store, self._extra_paths
         )
@@ -269,21 +280,22 @@ class _Job:
             write_build_file(workspace.build_fd, name, content, mode, user)
         return request
 
-    async def _run(self, request: BuildRequest, meter: DiskMeter | None) -> Outcome:
+    async def _run(
+        self, request: BuildRequest, meter: DiskMeter | None, nested: Restriction | None
+    ) -> Outcome:
+        spec = request.spec if nested is None else nested.seen_by(request.spec)
         spawner = await self._context.spawners.get(builtin=request.is_builtin)
         self._log_path, log = open_log(self._context, self._node.drv_path)
         try:
             async with build_network(self._context, request.network) as running:
                 self._outcome = await run_builder(
                     spawner,
-                    restrained(
-                        request.spec, self.resources, self._context.settings.build_limits_mode
-                    ),
+                    restrained(spec, self.resources, self._context.settings.build_limits_mode),
                     network=None if running is None else running.network,
                     limits=self._limits,
                     log=log,
                     on_entry=self._take_entry,
-                    on_start=self._started,
+                    on_start=partial(self._started, nested),
                     meter=meter,
                 )
             if running is not None:
@@ -292,8 +304,7 @@ class _Job:
             if log is not None:
                 log.close()
         if log is not None and log.error is not None:
-            text = f"the log of '{self.name}' is not complete: {log.error.strerror}"
-            self._context.emit(Notice(level=1, text=text))
+            self._context.emit(Notice(level=1, text=incomplete_log(self._context, self.name, log)))
         for text in not_applied(self.resources, self._outcome):
             self._context.emit(Notice(level=1, text=f"'{self.name}': {text}"))
         return self._outcome
@@ -303,11 +314,17 @@ class _Job:
         for line in contact_lines(contacts):
             self._context.emit(Notice(level=4, text=f"'{self.name}' {line}"))
 
-    @property
+    @cached_property
     def _limits(self) -> Limits:
         return replace(limits_of(self._context.settings), resources=self.resources)
 
-    def _started(self, start_time: float) -> None:
+    def _started(
+        self, nested: Restriction | None, start_time: float, process: SandboxProcess
+    ) -> None:
+        if nested is not None:
+            nested.begin(process)
+        if process.exec_error is None:
+            self.turn.end()
         node = self._node
         purpose: Purpose = "building"
         if node.check or node.repair:
@@ -324,19 +341,13 @@ class _Job:
     def _take_entry(self, entry: LogEntry) -> None:
         emit_entry(self._context, self._build_id, self._node.drv_path, entry)
 
-    def _verdict(
-        self, outcome: Outcome, preparation: Preparation, workspace: Workspace
-    ) -> BuildFailureError:
-        full = any(
-            _nearly_full(path)
-            for path in (self._store.location.real_store_dir, workspace.build_directory)
-        )
+    def _verdict(self, outcome: Outcome, preparation: Preparation) -> BuildFailureError:
         return builder_failure(
             self.name,
             outcome,
             self._limits,
             has_network=preparation.derivation.has_network,
-            disk_full=full,
+            full=full_for_builders(self._context),
             contacts=self._contacts,
             known_outputs=known_paths(self._node, self._store.store_dir),
         )
@@ -364,9 +375,26 @@ class _Job:
         )
         progress = output_progress(outcome, self._limits)
         try:
+            if self._is_quick(workspace, preparation):
+                store, keys = self._context.store, self._context.keys
+                staged = await store.call(
+                    collect_and_install, self._store, workspace, rules, preparation, keys, progress
+                )
+                self._installed = True
+                return staged
             return await self._context.work_until(progress, collect_outputs, workspace, rules)
         except StoppedError as error:
             raise stopped(self.name, error, self._limits) from error
+
+    def _is_quick(self, workspace: Workspace, preparation: Preparation) -> bool:
+        """Whether the outputs of an ordinary build take so little that one visit does for all."""
+        settings = self._context.settings
+        if preparation.check or settings.repeat or settings.fsync_store_paths:
+            return False
+        if preparation.derivation.kind is not DerivationKind.INPUT_ADDRESSED:
+            return False
+        wanted = [preparation.outputs[output] for output in preparation.wanted]
+        return are_small(workspace.scratch_fd, wanted)
 
     def _may_leak(self, preparation: Preparation) -> bool:
         """Whether a descriptor of the build's directories could be somewhere else afterwards."""
@@ -376,6 +404,8 @@ class _Job:
 
     def _may_reuse(self, preparation: Preparation) -> bool:
         """Whether directories may be shared with other builds; a hook may still add what leaks."""
+        if preparation.options.wants_nix:
+            return False
         return not (self._context.settings.pre_build_hook or self._may_leak(preparation))
 
     async def _install(self, staged: list[StagedOutput], preparation: Preparation) -> None:
@@ -385,9 +415,9 @@ class _Job:
         paths = [self._store.real_path(path) for path in others]
         # A fixed output has another path than it should: it is kept where nobody is busy with it.
         wrong = preparation.derivation.is_fixed_output and paths
-        async with self._locked(paths, patient=not wrong) as locked:
+        async with locked(paths, patient=not wrong) as held:
             await self._context.store.call(
-                install, self._store, staged, preparation, self._context.keys, keep_wrong=locked
+                install, self._store, staged, preparation, self._context.keys, keep_wrong=held
             )
 
     async def _compare(
@@ -398,15 +428,13 @@ class _Job:
         user: BuildUser,
     ) -> None:
         """Compare with what is valid; raises ``BuildFailureError`` where that differs (row M2)."""
+        from executor.build.check import compare, not_deterministic, run_diff_hook
+
         context, settings = self._context, self._context.settings
         hook = settings.diff_hook if settings.run_diff_hook else ""
+        keep = bool(hook or settings.keep_failed)
         differing = await context.store.call(
-            compare,
-            self._store,
-            staged,
-            preparation,
-            context.keys,
-            bool(hook or settings.keep_failed),
+            compare, self._store, staged, preparation, context.keys, keep
         )
         for output in differing if hook else ():
             command = (hook, *output.arguments, self.name, workspace.build_directory)
@@ -414,19 +442,6 @@ class _Job:
                 context.emit(Notice(level=0, text=text))
         if differing:
             raise not_deterministic(self.name, differing)
-
-    @asynccontextmanager
-    async def _locked(self, paths: list[str], *, patient: bool) -> AsyncIterator[bool]:
-        """Hold the locks of some paths; without patience, only if nobody else has them."""
-        locks = PathLocks()
-        locked = not paths or locks.try_acquire(paths)
-        while patient and not locked:
-            await asyncio.sleep(_POLL)
-            locked = locks.try_acquire(paths)
-        try:
-            yield locked
-        finally:
-            locks.release()
 
     # The result.
 
@@ -442,35 +457,13 @@ class _Job:
         )
 
     def _result(self, status: BuildStatus, **more: object) -> BuildResult:
-        outcome = self._outcome
-        facts: dict[str, object] = {}
-        if outcome is not None:
-            facts = {
-                "start_time": outcome.start_time,
-                "stop_time": outcome.stop_time,
-                "cpu_user": outcome.cpu_user,
-                "cpu_system": outcome.cpu_system,
-                "log_tail": outcome.log_tail,
-                "exit_code": outcome.exit_code,
-                "signal": outcome.signal,
-                "memory_peak": outcome.peaks.memory,
-                "pids_peak": outcome.peaks.pids,
-                "disk_peak": outcome.peaks.disk,
-                "contacts": self._contacts,
-            }
+        facts = {} if self._outcome is None else self._outcome.facts
         return BuildResult(
             drv_path=self._node.drv_path,
             status=status,
             log_path=self._log_path,
             kept_build_directory=self._kept,
+            contacts=self._contacts,
             **facts,  # type: ignore[arg-type]
             **more,  # type: ignore[arg-type]
         )
-
-
-def _nearly_full(path: str) -> bool:
-    try:
-        status = os.statvfs(path)
-    except OSError:
-        return False
-    return status.f_bavail * status.f_bsize < _NEARLY_FULL

@@ -16,12 +16,13 @@ from executor.build.checking import fetch_to_check
 from executor.build.context import BuildContext, StoreThread
 from executor.build.events import BuildFinished, GraphPlanned, Notice
 from executor.build.failure import BuildFailureError, unable
+from executor.build.fairness import gather_gently, give_way
 from executor.build.goal import build_node
 from executor.build.machines import hook_is_of_use
 from executor.build.plan import Look, Node, Plan, Target, examine_target, make_plan, missing_source
 from executor.build.realised import record_realisations, resolved_node
 from executor.build.repair import bad_paths
-from executor.build.result import BuildResult, BuildStatus, FailureCause
+from executor.build.result import BuildResult, BuildStatus, FailureCause, cancelled
 from executor.build.shared import dependency_failed
 from executor.build.substitution import Fetched, Substitution, total_sizes
 from executor.derivation import Derivation, InputNode
@@ -37,6 +38,7 @@ from executor.resolution import (
 if TYPE_CHECKING:
     from executor.build.hook import BuildHooks
 
+_MANY = 1000
 BuildOutputs = Mapping[str, StorePath]
 
 
@@ -58,8 +60,11 @@ async def run_graph(
         if repair
         else await plan_targets(context.store, context.substitution, targets, always_allowed=always)
     )
-    if plan.to_build or plan.substitutes:
-        context.emit(planned(plan))
+    # Sorting takes long where there is much: not in the loop that others wait for.
+    large = len(plan.nodes) + len(plan.substitutes) > _MANY
+    told = await context.store.call(planned, plan) if large else planned(plan)
+    if told.will_build or told.will_substitute:
+        context.emit(told)
     run = _Run(context, plan, keep_going=keep_going, repair=repair)
     try:
         return await run.results(targets)
@@ -138,13 +143,16 @@ class _Run:
 
             self._hooks = BuildHooks(context)
         self._ended = False
+        self._failed: StorePath | None = None
 
     async def results(self, targets: Sequence[Target]) -> list[BuildResult]:
         self._given = {target.drv_path: target.derivation for target in targets}
-        for target in sorted(targets, key=lambda target: by_name(target.drv_path)):
+        ordered = sorted(targets, key=lambda target: by_name(target.drv_path))
+        for number, target in enumerate(ordered):
             if not target.through:
                 self._goal(target.drv_path, target.outputs)
-        return await asyncio.gather(*map(self._target, targets))
+            await give_way(number)
+        return await gather_gently(self._target, targets)
 
     async def _target(self, target: Target) -> BuildResult:
         """The result of one target; one that leads on is followed to the last derivation."""
@@ -168,7 +176,7 @@ class _Run:
     def _no_derivation(self, target: Target, result: BuildResult) -> BuildResult:
         """The result of a target that leads through a derivation that was not to be had."""
         if result.status is BuildStatus.CANCELLED:
-            return _cancelled(target.drv_path)
+            return cancelled(target.drv_path)
         name = self._context.store.store.store_dir.render(target.drv_path)
         failure = failed(
             target.drv_path,
@@ -224,10 +232,18 @@ class _Run:
             result = failed(wish.drv_path, failure)
         except ExecutorError as error:
             result = failed(wish.drv_path, unable(str(error), FailureCause.STORE))
+        result = self._judged(wish.drv_path, result)
         self._context.emit(BuildFinished(result=result))
-        if not (result.success or self._keep_going):
-            self._end()
         return result
+
+    def _judged(self, drv_path: StorePath, result: BuildResult) -> BuildResult:
+        """Without keep-going, the first target that fails stands for all of the run, as in Nix."""
+        if result.success or self._keep_going:
+            return result
+        self._end()
+        if self._failed is None and drv_path in self._given and result.is_guilty:
+            self._failed = drv_path
+        return result if self._failed in (None, drv_path) else cancelled(drv_path)
 
     async def _examined(self, wish: _Wish) -> Node:
         """A node that the plan doesn't have: it came up on the way, or more of it is wanted."""
@@ -258,7 +274,7 @@ class _Run:
                 return fetched
         await self._fetch_sources(node)
         if self._ended:
-            return _cancelled(node.drv_path)
+            return cancelled(node.drv_path)
         if needs_resolution(node.derivation, content_addressed=self._content_addressed):
             store = self._context.store
             resolved = await store.call(resolved_node, store.store, node, inputs, self._look)
@@ -394,23 +410,24 @@ class _Run:
         failures = [result for result in results if not result.success]
         if not failures:
             return None
-        guilty = [result for result in failures if result.status is not BuildStatus.CANCELLED]
+        guilty = [result for result in failures if result.is_guilty]
         if not guilty:
-            return _cancelled(node.drv_path)
+            return cancelled(node.drv_path)
         return dependency_failed(self._context, node, guilty)
 
     async def _resolved(self, node: Node, resolved: Node) -> BuildResult:
         """Realise the resolved derivation in place of ``node``, and note what came of it."""
         render = self._context.store.store.store_dir.render
-        text = f"resolved derivation: '{render(node.drv_path)}' -> '{render(resolved.drv_path)}'"
+        drv_path, there = render(node.drv_path), render(resolved.drv_path)
+        text = f"resolved derivation: '{drv_path}' -> '{there}'..."
         self._context.emit(Notice(level=3, text=text))
         task = self._goal(resolved.drv_path, resolved.wanted, resolved)
         await asyncio.wait([task])
         result = self._result(resolved.drv_path, task)
         if not result.success:
             if result.status is BuildStatus.CANCELLED:
-                return _cancelled(node.drv_path)
-            message = f"build of resolved derivation '{render(resolved.drv_path)}' failed"
+                return cancelled(node.drv_path)
+            message = f"build of resolved derivation '{there}' failed"
             return failed(
                 node.drv_path,
                 BuildFailureError(BuildStatus.DEPENDENCY_FAILED, message, FailureCause.DEPENDENCY),
@@ -437,7 +454,7 @@ class _Run:
             result, known = await self._offered(node), frozenset[str]()
             if result is None:
                 known = frozenset() if node.check else node.valid
-                result = await build_node(context, node)
+                result = await build_node(context, node, self._end)
                 if self._hooks is not None:
                     self._hooks.child_ended()
             if not context.settings.post_build_hook:
@@ -459,26 +476,19 @@ class _Run:
 
     def _end(self) -> None:
         """The first failure of a run that doesn't keep going: kill the other builds."""
+        if self._ended or self._keep_going:
+            return
         self._ended = True
-        for task in self._building:
+        for task in self._building - {asyncio.current_task()}:
             task.cancel()
 
     def _result(self, drv_path: StorePath, task: asyncio.Task[BuildResult]) -> BuildResult:
-        return _cancelled(drv_path) if task.cancelled() else task.result()
+        return cancelled(drv_path) if task.cancelled() else task.result()
 
 
 def by_name(path: StorePath) -> tuple[str, str]:
     """The order in which goals begin, as in Nix: it is the same whatever the hashes are."""
     return path.name, path.digest
-
-
-def _cancelled(drv_path: StorePath) -> BuildResult:
-    return BuildResult(
-        drv_path=drv_path,
-        status=BuildStatus.CANCELLED,
-        cause=FailureCause.CANCELLED,
-        message=f"building '{drv_path.name}' was cancelled, because another build failed",
-    )
 
 
 def failed(drv_path: StorePath, failure: BuildFailureError) -> BuildResult:

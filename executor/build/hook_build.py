@@ -333,7 +333,6 @@ class HookBuild:
                 self._outcome,
                 self._limits,
                 has_network=False,
-                disk_full=False,
                 known_outputs=self._known,
                 machine=self._machine,
             )

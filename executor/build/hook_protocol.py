@@ -36,6 +36,7 @@ _OURS = frozenset(
         "impure_env",
         "build_hook_kill_timeout",
         "extra_local_jobs",
+        "silent_client_options",
         "fod_network",
         "fod_network_rules",
         "build_limits",

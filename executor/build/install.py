@@ -18,15 +18,18 @@ from executor.build.output_checks import (
     check_fixed_output,
     check_outputs,
 )
+from executor.build.outputs import OutputRules, collect_outputs
 from executor.build.prepare import Preparation
 from executor.build.result import BuildStatus, FailureCause
 from executor.build.staged import StagedOutput
+from executor.build.workspace import Workspace
 from executor.derivation import FixedOutput
 from executor.errors import ExecutorError
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
 from executor.store.path_info import PathInfo
+from executor.store.progress import Progress
 from executor.store.signing import SecretKey, sign, sign_realisation
 
 
@@ -72,6 +75,23 @@ def install(
             )
             for item in staged
         )
+
+
+def collect_and_install(
+    store: LocalStore,
+    workspace: Workspace,
+    rules: OutputRules,
+    preparation: Preparation,
+    keys: Sequence[SecretKey],
+    progress: Progress,
+) -> list[StagedOutput]:
+    """Collect outputs and install them, in one visit to the store's thread: for small ones.
+
+    Raises ``BuildFailureError`` and ``StoppedError``.
+    """
+    staged = collect_outputs(progress, workspace, rules)
+    install(store, staged, preparation, keys)
+    return staged
 
 
 def check_fixed(

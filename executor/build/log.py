@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from executor.build.lines import LineCutter
+from executor.errors import FormatError
 
 # A structured line longer than this is treated as text (Nix's own are a few hundred bytes).
 _MAX_STRUCTURED = 1 << 16
 _PREFIX = b"@nix "
+_SOURCE = "the derivation builder"
 _FILE_TRANSFER, _SET_PHASE = 101, 104
 # Nix's own have two or four; numbers are what 64 bits hold.
 _MAX_FIELDS = 16
@@ -74,24 +76,25 @@ class LineBuffer:
 
     def feed(self, data: bytes) -> list[LogEntry]:
         """Entries that ``data`` completes."""
-        lines = self._cutter.feed(data)
-        return [entry for line in lines if (entry := self._entry(line)) is not None]
+        return [entry for line in self._cutter.feed(data) for entry in self._entries(line)]
 
     def flush(self) -> list[LogEntry]:
         """The last line, where it has no line end."""
-        lines = self._cutter.flush()
-        return [entry for line in lines if (entry := self._entry(line)) is not None]
+        return [entry for line in self._cutter.flush() for entry in self._entries(line)]
 
-    def _entry(self, raw: bytes) -> LogEntry | None:
+    def _entries(self, raw: bytes) -> list[LogEntry]:
         line = _overwrite(raw) if b"\r" in raw else raw
+        found: list[LogEntry] = []
         if line.startswith(_PREFIX):
-            known, entry = _structured(line)
+            complaint, entry = _structured(line)
             if isinstance(entry, TransferLine):
-                return self._transfer(entry)
-            if known:
-                return entry
+                entry = self._transfer(entry)
+            if complaint is None:
+                return [] if entry is None else [entry]
+            if complaint:
+                found.append(MessageLine(1, complaint))
         self.tail.append(line)
-        return TextLine(line)
+        return [*found, TextLine(line)]
 
     def _transfer(self, entry: TransferLine) -> LogEntry | None:
         """Only what was begun can go on; and nothing begins twice."""
@@ -114,28 +117,35 @@ def _overwrite(line: bytes) -> bytes:
     return bytes(shown)
 
 
-def _structured(line: bytes) -> tuple[bool, LogEntry | None]:
-    """Whether ``line`` is a well-formed ``@nix`` line, and what of it is honoured (row G8)."""
+def _structured(line: bytes) -> tuple[str | None, LogEntry | None]:
+    """What of an ``@nix`` line is honoured (row G8).
+
+    If it is not well-formed, there is a complaint, which is empty for what isn't worth a word.
+    """
     if len(line) > _MAX_STRUCTURED:
-        return False, None
+        return "", None
     try:
         message = json.loads(line[len(_PREFIX) :])
-    except (ValueError, RecursionError):
-        return False, None
+    except ValueError as error:
+        return f"bad JSON log message from {_SOURCE}: {error}", None
+    except RecursionError:
+        return "", None
+    try:
+        return None, _honoured(message)
+    except FormatError as error:
+        return f"Unable to handle a JSON message from {_SOURCE}: {error}", None
+
+
+def _honoured(message: object) -> LogEntry | None:
+    """Raises ``FormatError`` for what Nix can't make sense of."""
     if not isinstance(message, dict):
-        return False, None
-    return True, _honoured(message)
-
-
-def _honoured(message: dict[str, object]) -> LogEntry | None:
+        raise FormatError("it is no object")
     match message.get("action"):
         case "setPhase":
-            phase = message.get("phase")
-            return PhaseLine(_encodable(phase)) if isinstance(phase, str) else None
+            return PhaseLine(_text(message, "phase"))
         case "msg":
-            level, text = message.get("level"), message.get("msg")
-            if isinstance(level, int) and isinstance(text, str):
-                return MessageLine(level, _encodable(text))
+            level, text = message.get("level"), _text(message, "msg")
+            return MessageLine(level, text) if isinstance(level, int) else None
         case "start" if message.get("type") == _FILE_TRANSFER:
             return _transfer_start(message)
         case "stop":
@@ -143,7 +153,16 @@ def _honoured(message: dict[str, object]) -> LogEntry | None:
             return TransferLine("stop", number) if _is_number(number) else None
         case "result":
             return _result(message)
-    return None
+        case str():
+            return None
+    raise FormatError("'action' is no text")
+
+
+def _text(message: dict[str, object], name: str) -> str:
+    value = message.get(name)
+    if not isinstance(value, str):
+        raise FormatError(f"'{name}' is no text")
+    return _encodable(value)
 
 
 def _result(message: dict[str, object]) -> LogEntry | None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from executor.build.context import BuildContext, finish
-from executor.build.resolver import Resolvers, resolvers_for_build
 from executor.build.users import BuildUser, UserLease
 from executor.config import Settings
 from executor.derivation import Derivation
@@ -32,6 +31,10 @@ from sandbox import (
     find_programs,
 )
 from sandbox import NetworkRule as SandboxRule
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from executor.build.resolver import Resolvers
 
 _RESOLVER_CONFIGURATION = "/etc/resolv.conf"
 _HOST_FILES = ("/etc/services", "/etc/hosts")
@@ -73,6 +76,8 @@ def network_view(derivation: Derivation, settings: Settings) -> NetworkView:
         binds.append(_shown(settings.ssl_cert_file, _CA_TARGET))
     if kind is Network.HOST:
         return NetworkView(kind=kind, binds=tuple(binds))
+    from executor.build.resolver import resolvers_for_build
+
     resolvers = resolvers_for_build(_host_configuration())
     file = File(path=os.fsencode(_RESOLVER_CONFIGURATION), content=resolvers.content)
     return NetworkView(kind=kind, files=(file,), binds=tuple(binds), resolvers=resolvers)
@@ -99,21 +104,22 @@ class BuildNetwork:
         self.contacts = Contacts()
 
 
-@asynccontextmanager
-async def build_network(
+def build_network(
     context: BuildContext, view: NetworkView
-) -> AsyncIterator[BuildNetwork | None]:
+) -> AbstractAsyncContextManager[BuildNetwork | None]:
     """A network of its own for a build that is to have one, for as long as the block lasts.
 
     Raises ``NetworkUnavailableError`` when it can't be had, and ``NetworkLostError`` at the end if
     its helper was lost.
     """
-    if view.resolvers is None:
-        yield None
-        return
+    return nullcontext() if view.resolvers is None else _running(context, view.resolvers)
+
+
+@asynccontextmanager
+async def _running(context: BuildContext, resolvers: Resolvers) -> AsyncIterator[BuildNetwork]:
     lease = await _lease(context)
     try:
-        running = BuildNetwork(await _open(context, lease.user, view.resolvers))
+        running = BuildNetwork(await _open(context, lease.user, resolvers))
         try:
             yield running
         except BaseException:

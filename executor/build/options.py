@@ -124,6 +124,11 @@ class DerivationOptions:
         return self.unsafe_discard_references.get(output_name, False)
 
     @property
+    def wants_nix(self) -> bool:
+        """Whether the builder builds, too: asks for paths of the store, and adds some."""
+        return "recursive-nix" in self.required_system_features
+
+    @property
     def wants_uid_range(self) -> bool:
         return "uid-range" in self.required_system_features
 

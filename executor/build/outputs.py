@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
 from executor.build.failure import rejected_output, unable
-from executor.build.floating import Settler
 from executor.build.result import FailureCause
 from executor.build.staged import StagedOutput
 from executor.build.users import BuildUser
 from executor.build.workspace import Workspace
-from executor.derivation import Derivation, FixedOutput, FloatingOutput, ImpureOutput
+from executor.derivation import (
+    Derivation,
+    DerivationOutput,
+    FixedOutput,
+    FloatingOutput,
+    ImpureOutput,
+)
 from executor.formats.content_address import ContentAddress, IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm
 from executor.formats.store_path import (
@@ -32,12 +37,17 @@ from executor.formats.store_path import (
     output_path_name,
 )
 from executor.store.canonicalise import Canonicaliser, TreeDescription, canonicalise_and_describe
-from executor.store.contents import hash_contents
 from executor.store.errors import UnacceptableTreeError
 from executor.store.path_info import PathInfo
 from executor.store.progress import Progress
 from executor.store.tree import copy_tree, sync_tree
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from executor.build.floating import Settler
+
+# Bytes that are hashed and scanned in less time than it takes to ask another thread for it.
+_SMALL = 1 << 16
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -86,26 +96,48 @@ def collect_outputs(
     return _settled(workspace, rules, _in_registration_order(staged, rules), progress)
 
 
+def are_small(scratch_fd: int, paths: Iterable[StorePath]) -> bool:
+    """Whether looking at these outputs takes no time: single files, and none of them large."""
+    try:
+        found = [
+            os.stat(path.base_name, dir_fd=scratch_fd, follow_symlinks=False) for path in paths
+        ]
+    except OSError:
+        return False  # which is told by whoever collects them
+    return all(stat.S_ISREG(each.st_mode) and each.st_size <= _SMALL for each in found)
+
+
 def _settled(
     workspace: Workspace, rules: OutputRules, staged: list[StagedOutput], progress: Progress
 ) -> list[StagedOutput]:
     """Outputs whose contents decide about their paths get these now."""
     # Sizes are known by now; that of another output must not count in the place of the last one's.
     again = progress.without_size()
-    settler = Settler(rules.store_dir, rules.derivation.name, workspace.final_fd, again)
+    settler: Settler | None = None
     settled = []
     for item in staged:
-        specification = rules.derivation.outputs[item.output]
-        if isinstance(specification, FixedOutput) and item.info.content_address is None:
-            # It refers to itself. That is not what was promised, but it is told as what it is.
-            address = FloatingOutput(specification.method, specification.hash.algorithm)
+        address = _found_by_contents(rules.derivation.outputs[item.output], item)
+        if address is not None:
+            from executor.build.floating import Settler
+
+            settler = settler or Settler(
+                rules.store_dir, rules.derivation.name, workspace.final_fd, again
+            )
             item = settler.settle(item, address)
-        elif isinstance(specification, FloatingOutput | ImpureOutput):
-            item = settler.settle(item, specification)
         if rules.sync:
             sync_tree(item.directory_fd, item.name, again)
         settled.append(item)
     return settled
+
+
+def _found_by_contents(
+    output: DerivationOutput, item: StagedOutput
+) -> FloatingOutput | ImpureOutput | None:
+    """What decides about the path of an output, if that isn't known before its contents are."""
+    if isinstance(output, FixedOutput) and item.info.content_address is None:
+        # It refers to itself. That is not what was promised, but it is told as what it is.
+        return FloatingOutput(output.method, output.hash.algorithm)
+    return output if isinstance(output, FloatingOutput | ImpureOutput) else None
 
 
 def _check_top(scratch_fd: int, rules: OutputRules, output: str) -> None:
@@ -226,6 +258,8 @@ def _content_hash(
     if recursive and algorithm is HashAlgorithm.SHA256:
         return description.nar_hash
     method = specification.method
+    from executor.store.contents import hash_contents
+
     return hash_contents(directory_fd, name, method, algorithm, progress=progress)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from executor.build.environment import BuildEnvironment, EnvironmentSettings, build_environment
 from executor.build.failure import rejected_input, unable, unusable
-from executor.build.floating import fallback_path
 from executor.build.messages import (
     id_range_refusal,
     impure_host_dep_refusal,
@@ -22,7 +21,7 @@ from executor.build.options import DerivationOptions, InvalidAttributeError, Not
 from executor.build.plan import Node, known_outputs
 from executor.config import Settings
 from executor.derivation import Derivation, DerivationKind, FloatingOutput
-from executor.errors import FormatError
+from executor.errors import FormatError, InvalidPathError
 from executor.formats import base32
 from executor.formats.content_address import IngestionMethod
 from executor.formats.hashes import Hash, HashAlgorithm
@@ -114,7 +113,9 @@ def prepare(
     except (InvalidAttributeError, FormatError) as error:
         raise unusable(f"can't build '{name}': {error}") from error
     if not node.check:
-        present = store.query_valid([outputs[output] for output in wanted])
+        # Those that are known were asked for a moment ago, and aren't valid.
+        unasked = [outputs[output] for output in wanted if node.repair or output not in known]
+        present = store.query_valid(unasked)
         for output in wanted:
             # What is to be repaired stays until something better is there.
             if outputs[output] not in present:
@@ -127,7 +128,7 @@ def prepare(
         outputs=outputs,
         wanted=wanted,
         inputs=frozenset(inputs),
-        sandbox_closure=frozenset(_sandbox_closure(store, settings)),
+        sandbox_closure=frozenset(sandbox_closure(store, settings)),
         environment=environment,
         hashes=store.modulo_hasher.output_hashes(derivation) if recorded else {},
         check=node.check,
@@ -149,6 +150,10 @@ def _scratch_paths(
             )
             for output in derivation.outputs
         }
+    if known.keys() >= derivation.outputs.keys():
+        return {output: known[output] for output in derivation.outputs}
+    from executor.build.floating import fallback_path
+
     return {
         output: known.get(output)
         or fallback_path(store.store_dir, drv_path, derivation.name, output)
@@ -211,10 +216,13 @@ def input_closure(store: LocalStore, name: str, derivation: Derivation) -> set[S
                     f"derivation '{store.store_dir.render(input_drv)}'"
                 )
             roots.add(paths[output])
-    invalid = roots - store.query_valid(roots)
-    if invalid:
-        raise unusable(f"input '{store.store_dir.render(min(invalid))}' of '{name}' is not valid")
-    return store.closure(roots)
+    try:
+        return store.closure(roots)
+    except InvalidPathError:
+        invalid = min(roots - store.query_valid(roots))
+        raise unusable(
+            f"input '{store.store_dir.render(invalid)}' of '{name}' is not valid"
+        ) from None
 
 
 def _environment_settings(
@@ -234,7 +242,7 @@ def impure_environment(settings: Settings) -> dict[bytes, bytes]:
     return {os.fsencode(key): os.fsencode(value) for key, value in settings.impure_env.items()}
 
 
-def _sandbox_closure(store: LocalStore, settings: Settings) -> Iterable[StorePath]:
+def sandbox_closure(store: LocalStore, settings: Settings) -> Iterable[StorePath]:
     """Sandbox paths whose source is in the store bring their closure (row S10)."""
     roots: set[StorePath] = set()
     for path in settings.sandbox_paths:

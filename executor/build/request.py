@@ -172,10 +172,9 @@ def _inputs(preparation: Preparation, store: LocalStore) -> tuple[InputPath, ...
     """The input closure and the closure of sandbox paths, but for what is being built."""
     building = set(preparation.outputs.values())
     paths = (preparation.inputs | preparation.sandbox_closure) - building
-    return tuple(
-        InputPath(source=os.fsencode(store.real_path(path)), name=os.fsencode(path.base_name))
-        for path in sorted(paths)
-    )
+    directory = os.fsencode(store.location.real_store_dir) + b"/"
+    names = sorted([path.base_name.encode() for path in paths])
+    return tuple([InputPath(source=directory + name, name=name) for name in names])
 
 
 def _sandbox_binds(paths: Iterable[SandboxPath], store_dir: StoreDir) -> tuple[Bind, ...]:

@@ -43,6 +43,8 @@ def restrained(spec: SandboxSpec, limits: BuildLimits, mode: str) -> SandboxSpec
     before anybody looks.
     """
     best_effort = mode == _BEST_EFFORT
+    if not (best_effort or any(limits[resource] for resource in Resource)):
+        return spec
     cgroup = replace(
         spec.cgroup,
         memory_max=limits.value(Resource.MEMORY),
@@ -59,7 +61,7 @@ def disk_meter(limits: BuildLimits, workspace: Workspace, user: BuildUser) -> Di
     if limit is None:
         return None
     places = (workspace.build_fd, workspace.scratch_fd, workspace.temporary_directory)
-    return DiskMeter(places, limit, range(user.uid, user.uid + 1))
+    return DiskMeter(places, limit, user.uids)
 
 
 def not_applied(limits: BuildLimits, outcome: Outcome) -> list[str]:

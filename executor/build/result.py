@@ -133,6 +133,21 @@ class BuildResult:
     def success(self) -> bool:
         return self.status.success
 
+    @property
+    def is_guilty(self) -> bool:
+        """Whether it failed, and not only because others did and the run was over."""
+        return not self.success and self.status is not BuildStatus.CANCELLED
+
+
+def cancelled(drv_path: StorePath) -> BuildResult:
+    """The result of what wasn't begun, or not ended, because something else failed."""
+    return BuildResult(
+        drv_path=drv_path,
+        status=BuildStatus.CANCELLED,
+        cause=FailureCause.CANCELLED,
+        message=f"building '{drv_path.name}' was cancelled, because another build failed",
+    )
+
 
 # Nix's ExitStatusFlags (src/libstore/build-result.cc): 0b1100000 with flags below it.
 _BASE = 0x60

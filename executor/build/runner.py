@@ -23,7 +23,16 @@ from executor.build.disk import DiskMeter
 from executor.build.log import LineBuffer, LogEntry
 from executor.build.watch import Peaks, ResourceWatch
 from executor.limits import BuildLimits, Exceeded
-from sandbox import Exit, Exited, NatNetwork, NetworkLostError, SandboxProcess, SandboxSpec, Spawner
+from sandbox import (
+    Exit,
+    Exited,
+    NatNetwork,
+    NetworkLostError,
+    SandboxProcess,
+    SandboxSpec,
+    Signaled,
+    Spawner,
+)
 
 _READ_SIZE = 1 << 16
 
@@ -82,6 +91,22 @@ class Outcome:
     def success(self) -> bool:
         return self.ending is Ending.EXITED and self.exit_code == 0
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a ``BuildResult`` has of this."""
+        return {
+            "start_time": self.start_time,
+            "stop_time": self.stop_time,
+            "cpu_user": self.cpu_user,
+            "cpu_system": self.cpu_system,
+            "log_tail": self.log_tail,
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "memory_peak": self.peaks.memory,
+            "pids_peak": self.peaks.pids,
+            "disk_peak": self.peaks.disk,
+        }
+
 
 class LogSink(Protocol):
     """Where the raw output goes."""
@@ -97,7 +122,7 @@ async def run_builder(
     limits: Limits,
     log: LogSink | None,
     on_entry: Callable[[LogEntry], None],
-    on_start: Callable[[float], None],
+    on_start: Callable[[float, SandboxProcess], None],
     meter: DiskMeter | None = None,
 ) -> Outcome:
     """Run the builder of ``spec`` to its end. ``meter`` is needed where disk is limited.
@@ -115,7 +140,7 @@ async def run_builder(
             process = await spawner.spawn(spec, slave, descriptor)
         finally:
             os.close(slave)
-        on_start(start)
+        on_start(start, process)
         follower = _Follower(master, process, limits, log, on_entry)
         watch = ResourceWatch(process, limits.resources, meter, follower.exceed)
         loop.add_reader(master, follower.readable)
@@ -142,7 +167,8 @@ async def run_builder(
         start_time=start,
         stop_time=time.time(),
         log_tail=tuple(follower.lines.tail),
-        memory_exhausted=_kernel_oom_kills() > killed_before,
+        # The number costs something to make: only a killed builder has a use for it.
+        memory_exhausted=isinstance(exit_, Signaled) and _kernel_oom_kills() > killed_before,
         exceeded=exceeded,
         peaks=watch.peaks(exit_),
         counted=process.cgroup is not None,
@@ -283,10 +309,8 @@ def _open_pty(uid: int) -> tuple[int, int]:
 def _kernel_oom_kills() -> int:
     """How many processes the kernel has killed for lack of memory since boot."""
     try:
-        with open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
+        with open("/proc/vmstat", "rb", buffering=0) as file:
+            _before, _name, rest = (file.read() or b"").partition(b"\noom_kill ")
     except OSError:
         return 0
-    return 0
+    return int(rest.split(maxsplit=1)[0]) if rest else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from executor.build.context import BuildContext
+from executor.build.disk_space import log_notes
 from executor.build.events import BuildLogLine, BuildPhase, BuildTransfer, Notice
 from executor.build.log import LogEntry, MessageLine, PhaseLine, TextLine, TransferLine
 from executor.build.messages import cannot_build
@@ -77,6 +78,13 @@ def open_log(context: BuildContext, drv_path: StorePath) -> tuple[str | None, Lo
     compress = settings.compress_build_log
     path = log_path(context.store.store.location.log_dir, drv_path, compress=compress)
     return path, LogFile(path, compress)
+
+
+def incomplete_log(context: BuildContext, name: str, log: LogFile) -> str:
+    """What is told of a log that could not be written to its end."""
+    assert log.error is not None
+    text = f"the log of '{name}' is not complete: {log.error.strerror}: '{log.path}'"
+    return text + log_notes(context, log.error)
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -2,7 +2,9 @@
 
 Making and removing directories is what a small build costs most on ext4, which looks long for
 inodes after many removals; a rename is cheap. Only what belongs to root is used again: a builder
-can leave nothing on it, neither modes nor attributes nor flags. Its build directory is made anew.
+can leave nothing on it, neither modes nor attributes nor flags. Its build directory is made anew,
+and so is a directory that has grown, which on ext4 stays large when it is empty: the next build
+would see how many names the last one had in it.
 
 While it waits, a spare lies in the locked directory of this executor below the build directories::
 
@@ -15,12 +17,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from executor.errors import StoreError
 from executor.store.delete import delete_tree
+from executor.store.descriptors import fd_path
 
 WAITING = "chroot"
 # Directories that have held so many names that reading them is slow are not worth keeping.
@@ -63,6 +66,10 @@ class SpareDirectories:
     def close(self) -> None:
         """Delete all spares. Raises ``StoreError`` if that fails; call it when no build runs."""
         self._open = False
+        self.drop()
+
+    def drop(self) -> None:
+        """Delete those that wait. Raises ``StoreError``."""
         while (spare := self.take()) is not None:
             os.close(spare.descriptor)
             root_fd = os.open(self._build_root, _DIRECTORY)
@@ -79,13 +86,10 @@ def empty(directory_fd: int) -> None:
     """
     if os.fstat(directory_fd).st_size > _LARGEST:
         raise StoreError("the directory has grown large")
-    # A descriptor of its own: the position of a listing is shared between duplicates.
-    again = os.open(".", _DIRECTORY, dir_fd=directory_fd)
-    try:
-        for name in os.listdir(again):
-            delete_tree(directory_fd, os.fsencode(name))
-    finally:
-        os.close(again)
+    # By a path that leads to this very directory: the position of a listing is shared between
+    # duplicates of a descriptor.
+    for name in os.listdir(os.fsencode(fd_path(directory_fd))):
+        delete_tree(directory_fd, name)
 
 
 def move_in(spare: Spare, path: str) -> int:
@@ -97,11 +101,17 @@ def move_in(spare: Spare, path: str) -> int:
     return os.open(path, _DIRECTORY)
 
 
-def move_out(chroot_path: str, top_fd: int, directories: Iterable[int]) -> None:
-    """Empty ``directories`` of a build and rename them to where spares wait.
+def move_out(chroot_path: str, top_fd: int, directories: Mapping[str, int]) -> None:
+    """Empty the ``directories`` of a build and rename them to where spares wait.
 
-    Raises ``OSError``, where the two lie on different file systems too, and ``StoreError``.
+    One that has grown is removed. Raises ``OSError``, where the two lie on different file systems
+    too, and ``StoreError``.
     """
-    for directory in directories:
+    for directory in directories.values():
         empty(directory)
+    # The sandbox's root is mounted on this one, so that nothing was ever in it.
+    untouched = os.fstat(directories["root"]).st_size
+    for name, directory in directories.items():
+        if os.fstat(directory).st_size != untouched:
+            os.rmdir(os.path.join(chroot_path, name))
     os.rename(chroot_path, WAITING, dst_dir_fd=top_fd)

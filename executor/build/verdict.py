@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from executor.build.failure import BuildFailureError
 from executor.build.messages import cannot_build
 from executor.build.network import contact_lines
 from executor.build.result import BuildStatus, FailureCause
 from executor.build.runner import Ending, Limits, Outcome
+from executor.store.file_systems import FullFileSystem, notes_on
 from sandbox import Contacts
 
 
@@ -19,22 +20,24 @@ def builder_failure(
     limits: Limits,
     *,
     has_network: bool,
-    disk_full: bool,
+    full: Sequence[FullFileSystem] = (),
     contacts: Contacts | None = None,
     known_outputs: Collection[str] = (),
     machine: str = "",
 ) -> BuildFailureError:
     """What an outcome without success means (rows R2, R4, C4-C6).
 
-    ``name`` and ``known_outputs`` are full paths; ``machine`` is where a hook built, if one did.
+    ``name`` and ``known_outputs`` are full paths; ``machine`` is where a hook built, if one did,
+    and ``full`` the file systems that it may have filled.
     """
     how, status, cause = _how_it_ended(outcome, limits)
-    if status is BuildStatus.PERMANENT_FAILURE and (has_network or disk_full):
+    if status is BuildStatus.PERMANENT_FAILURE and (has_network or full):
         status = BuildStatus.TRANSIENT_FAILURE
     where = f" on '{machine}'" if machine else ""
     text = cannot_build(name, f"builder{where} {how}", known_outputs=known_outputs)
-    if disk_full and cause not in _STOPPED:
+    if full and cause not in _STOPPED:
         text += "\nnote: build failure may have been caused by lack of free disk space"
+        text += notes_on(full)
     if contacts is not None and any(not contact.allowed for contact in contacts.contacts):
         kept = contact_lines(contacts)[-1]
         text += f"\nnote: it {kept}, by the setting 'fod-network-rules'"

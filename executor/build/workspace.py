@@ -19,7 +19,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -73,7 +72,7 @@ class WorkspaceOwner:
         self._user = user
         self._spares = spares
         self._descriptors: list[int] = []
-        self._reusable: list[int] = []
+        self._reusable: dict[str, int] = {}
         self._top: Spare | None = None
         self._top_name: str | None = None
         self._keep = False
@@ -161,7 +160,7 @@ class WorkspaceOwner:
             name: make(chroot_fd, name, mode, 0, self._user.gid if name == "store" else 0)
             for name, mode in modes.items()
         }
-        self._reusable = list(made.values())
+        self._reusable = made
         return Workspace(
             build_directory=os.path.join(self._build_root, top_name, "build"),
             root_directory=os.path.join(self._chroot_path, "root"),
@@ -176,7 +175,7 @@ class WorkspaceOwner:
     def _make_top(self, root_fd: int) -> None:
         """The directory of this build, locked as long as it is in use; see ``sweep``."""
         while True:
-            name = self._top_name = f"nix-{os.getpid()}-{secrets.token_hex(8)}"
+            name = self._top_name = f"nix-{os.getpid()}-{os.urandom(8).hex()}"
             os.mkdir(name, 0o700, dir_fd=root_fd)
             with suppress(FileNotFoundError):
                 top_fd = self._hold(os.open(name, _DIRECTORY, dir_fd=root_fd))
@@ -193,8 +192,11 @@ class WorkspaceOwner:
         return self._hold(os.open(self._chroot_path, _DIRECTORY))
 
     def _again(self, parent_fd: int, name: str, mode: int, uid: int, gid: int) -> int:
-        """A directory of an earlier build; the group is this build's."""
-        descriptor = self._hold(os.open(name, _DIRECTORY, dir_fd=parent_fd))
+        """A directory of an earlier build, if it is there; the group is this build's."""
+        try:
+            descriptor = self._hold(os.open(name, _DIRECTORY, dir_fd=parent_fd))
+        except FileNotFoundError:
+            return self._subdirectory(parent_fd, name, mode, uid, gid)
         if os.fstat(descriptor).st_gid != gid:
             os.fchown(descriptor, uid, gid)
             os.fchmod(descriptor, mode)

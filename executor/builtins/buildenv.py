@@ -178,7 +178,7 @@ def _entries(directory: bytes) -> list[bytes]:
         names = os.listdir(directory)
     except NotADirectoryError:
         warn(
-            f"not including '{show(directory)}' in the user environment "
+            f'not including "{show(directory)}" in the user environment '
             "because it's not a directory"
         )
         return []

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from graphlib import TopologicalSorter
+from typing import Protocol
 
 from executor.caches.writer import CacheWriter
+from executor.formats.realisation import Realisation
 from executor.formats.store_path import StorePath
-from executor.store.local import LocalStore
+from executor.store.path_info import PathInfo
 
 Progress = Callable[[StorePath], object]
 
 
+class KnownRealisations(Protocol):
+    """Which outputs paths are."""
+
+    def of_paths(self, paths: Collection[StorePath], /) -> Iterable[Realisation]: ...
+
+
+class ClosureStore(Protocol):
+    """What is needed of a store: a local one, or one behind a daemon whose files are here."""
+
+    @property
+    def store_fd(self) -> int: ...
+
+    @property
+    def realisations(self) -> KnownRealisations: ...
+
+    def closure(self, paths: Iterable[StorePath]) -> set[StorePath]: ...
+
+    def query_path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]: ...
+
+    def add_temp_roots(self, paths: Iterable[StorePath]) -> None: ...
+
+
 def copy_to_cache(
-    store: LocalStore,
+    store: ClosureStore,
     writer: CacheWriter,
     paths: Iterable[StorePath],
     *,

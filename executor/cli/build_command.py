@@ -10,19 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
-from executor.build.plan import Plan, Target, make_plan
+from executor.build.plan import Target, make_plan
 from executor.build.result import BuildResult, BuildStatus, exit_status
 from executor.cli.interrupts import EndedBySignal, run_until_signal, signals_wait
 from executor.cli.options import Invocation
-from executor.cli.stores import open_store
+from executor.cli.stores import open_local_store, open_remote_store, open_store
 from executor.cli.targets import resolve_targets
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
 from executor.limits import Exceeded
-from executor.store.local import LocalStore
+from executor.store.location import DaemonAddress, default_socket
+
+if TYPE_CHECKING:
+    from executor.api import Executor
+    from executor.cli.stores import Store
+    from executor.remote import RemoteExecutor
 
 EXAMPLE = """\
 example:
@@ -54,19 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     """Build; what is valid already is found without starting anything."""
-    if os.geteuid() != 0:
-        raise UsageError("building needs root: namespaces, mounts and build users; try sudo")
-    with open_store(invocation) as store:
-        targets = [
-            replace(target, check=arguments.check)
-            for target in resolve_targets(store, arguments.targets)
-        ]
-        plan = make_plan(store, targets)
-        done = all(plan.nodes[target.drv_path].is_done and not target.through for target in targets)
-        if done and not arguments.repair:
-            invocation.say(2, "all outputs are already valid")
-            _finish(invocation, arguments, store, targets, _already_valid(plan, targets))
-            return 0
+    if invocation.daemon is None and os.geteuid() != 0:
+        raise UsageError(
+            "building needs root: namespaces, mounts and build users; try sudo"
+            + _hint_of_daemon(invocation)
+        )
+    targets = _look(invocation, arguments)
+    if targets is None:
+        return 0
     if arguments.dry_run:
         return _dry_run(invocation, targets)
     try:
@@ -79,24 +82,72 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     return code
 
 
-def _already_valid(plan: Plan, targets: Sequence[Target]) -> list[BuildResult]:
+def _hint_of_daemon(invocation: Invocation) -> str:
+    """What else somebody can do who isn't root, where the store is the machine's own."""
+    if invocation.store not in (None, "auto"):
+        return ""
+    socket = default_socket(os.environ)
+    return f", or have root start 'executor daemon': nobody listens at '{socket}'"
+
+
+def _look(invocation: Invocation, arguments: argparse.Namespace) -> list[Target] | None:
+    """What is to be built; None if all of it is there, and has been printed."""
+    if invocation.daemon is not None:
+        return _look_through_daemon(invocation, invocation.daemon, arguments)
+    with open_local_store(invocation) as store:
+        targets = [
+            replace(target, check=arguments.check)
+            for target in resolve_targets(store, arguments.targets)
+        ]
+        plan = make_plan(store, targets)
+        done = all(plan.nodes[target.drv_path].is_done and not target.through for target in targets)
+        if done and not arguments.repair:
+            invocation.say(2, "all outputs are already valid")
+            outputs = [plan.nodes[target.drv_path].outputs for target in targets]
+            _finish(invocation, arguments, store, targets, _already_valid(targets, outputs))
+            return None
+    return targets
+
+
+def _look_through_daemon(
+    invocation: Invocation, daemon: DaemonAddress, arguments: argparse.Namespace
+) -> list[Target] | None:
+    with open_remote_store(invocation, daemon) as store:
+        targets = [
+            replace(target, check=arguments.check)
+            for target in resolve_targets(store, arguments.targets)
+        ]
+        if arguments.check or arguments.repair or arguments.dry_run or not store.has_all(targets):
+            return targets
+        invocation.say(2, "all outputs are already valid")
+        outputs = [store.query_known_outputs(target.drv_path) for target in targets]
+        _finish(invocation, arguments, store, targets, _already_valid(targets, outputs))
+        return None
+
+
+def _already_valid(
+    targets: Sequence[Target], outputs: Sequence[Mapping[str, StorePath]]
+) -> list[BuildResult]:
     return [
-        BuildResult(
-            drv_path=target.drv_path,
-            status=BuildStatus.ALREADY_VALID,
-            outputs=plan.nodes[target.drv_path].outputs,
-        )
-        for target in targets
+        BuildResult(drv_path=target.drv_path, status=BuildStatus.ALREADY_VALID, outputs=some)
+        for target, some in zip(targets, outputs, strict=True)
     ]
 
 
 def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
     """Say what would be built and fetched, and what nobody has; 1 if a derivation is unusable."""
+    from executor.cli.plan_text import plan_lines
+
+    render = invocation.location.store_dir.render
+    if invocation.daemon is not None:
+        with open_remote_store(invocation, invocation.daemon) as store:
+            for line in plan_lines(store.preview(targets), render):
+                invocation.say(0, line)
+        return 0
     with signals_wait():
         from executor.api import plan_only
         from executor.build.events import Event, Notice
         from executor.build.graph import planned
-        from executor.cli.plan_text import plan_lines
         from executor.cli.progress import notice_text
 
     def take(event: Event) -> None:
@@ -111,7 +162,7 @@ def _dry_run(invocation: Invocation, targets: Sequence[Target]) -> int:
     failures = [node.failure for node in plan.nodes.values() if node.failure is not None]
     for failure in failures:
         invocation.say(0, f"error: {failure.message}")
-    for line in plan_lines(planned(plan), invocation.location.store_dir.render):
+    for line in plan_lines(planned(plan), render):
         invocation.say(0, line)
     return 1 if failures else 0
 
@@ -122,11 +173,8 @@ def _build(
     """Results of the targets, and the exit code, which failures on the way have a say in."""
     # Imported here: a command that finds everything valid needs none of it.
     with signals_wait():
-        from executor.build.early import launch_spawner
+        make_builder = _builder_of(invocation)
 
-        launched = launch_spawner(invocation.location)
-
-        from executor.api import Executor
         from executor.build.events import BuildFinished
         from executor.cli.progress import make_display
 
@@ -145,7 +193,7 @@ def _build(
             everything.append(event.result)
 
     async def build_all() -> list[BuildResult]:
-        executor = Executor(store=invocation.store, settings=invocation.settings, spawner=launched)
+        executor = make_builder()
         executor.subscribe(display.take, watch=display.watches)
         executor.subscribe(collect)
         async with executor:
@@ -155,6 +203,45 @@ def _build(
         return run_until_signal(build_all()), exit_status(everything)
     finally:
         display.close()
+
+
+def _builder_of(invocation: Invocation) -> Callable[[], Executor | RemoteExecutor]:
+    """Who builds: this process, whose spawner is begun at once, or a daemon."""
+    if invocation.daemon is None:
+        from executor.build.early import launch_spawner
+
+        launched = launch_spawner(invocation.location)
+        _import_asyncio()
+
+        from executor.api import Executor
+
+        return lambda: Executor(
+            store=invocation.store, settings=invocation.settings, spawner=launched
+        )
+    from executor.remote import RemoteExecutor
+
+    return partial(
+        RemoteExecutor,
+        store=invocation.daemon,
+        settings=invocation.settings,
+        chosen=invocation.chosen,
+        verbosity=invocation.verbosity,
+    )
+
+
+def _import_asyncio() -> None:
+    """Without TLS, which takes a fifth of it, and which asyncio can do without.
+
+    No stream of our event loop is encrypted: what is fetched over HTTPS is urllib3's, which imports
+    ``ssl`` for itself.
+    """
+    if "ssl" in sys.modules:
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        import asyncio  # noqa: F401
+    finally:
+        del sys.modules["ssl"]
 
 
 def _log_command(invocation: Invocation) -> str:
@@ -169,7 +256,7 @@ def _log_command(invocation: Invocation) -> str:
 def _finish(
     invocation: Invocation,
     arguments: argparse.Namespace,
-    store: LocalStore,
+    store: Store,
     targets: Sequence[Target],
     results: Sequence[BuildResult],
 ) -> None:
@@ -192,7 +279,7 @@ def _wanted(target: Target, result: BuildResult) -> list[StorePath]:
     return sorted(result.outputs[name] for name in names)
 
 
-def _keep(store: LocalStore, link: str, target: Target, result: BuildResult) -> None:
+def _keep(store: Store, link: str, target: Target, result: BuildResult) -> None:
     """Links to the outputs, as ``nix-store --realise --add-root`` makes them."""
     names = sorted(result.outputs if target.outputs is None else target.outputs)
     for name in names:

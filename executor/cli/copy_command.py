@@ -7,6 +7,8 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from graphlib import TopologicalSorter
 from itertools import count
 
 from executor.build.context import StoreThread
@@ -16,12 +18,12 @@ from executor.caches.address import CacheAddress, parse_cache_address
 from executor.cli.interrupts import run_until_signal
 from executor.cli.options import Invocation
 from executor.cli.progress import notice_text
-from executor.cli.stores import open_store
+from executor.cli.stores import open_remote_store, open_store
 from executor.cli.targets import store_path
 from executor.errors import StoreError, UsageError
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
-from executor.store.location import parse_store_url
+from executor.store.location import DaemonAddress, find_store, parse_store_url
 from executor.store.settings import StoreSettings
 
 EXAMPLE = """\
@@ -47,19 +49,77 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     if (arguments.to is None) == (arguments.source is None):
         raise UsageError("say where to copy to, or where from: --to URL, or --from URL")
     if arguments.to is not None:
+        target = _daemon_at(arguments.to)
+        if target is not None:
+            return _to_daemon(invocation, arguments, target)
         address = parse_cache_address(arguments.to)
         if address.kind != "store":
             return _to_cache(invocation, arguments, address)
         there = parse_store_url(arguments.to, os.environ)
+        if invocation.daemon is not None:
+            raise UsageError(
+                f"'{arguments.to}' can be copied to from a store of this machine, as root"
+            )
         source = _url_of(invocation)
         other = replace(invocation, location=there, store=arguments.to)
         return _fetch(other, arguments, source)
     parse_cache_address(arguments.source)
+    if invocation.daemon is not None:
+        return _fetch_by_daemon(invocation, invocation.daemon, arguments)
     return _fetch(invocation, arguments, arguments.source)
 
 
+def _daemon_at(text: str) -> DaemonAddress | None:
+    """The daemon that a URL names, if it does."""
+    base = text.partition("?")[0]
+    if base != "daemon" and not base.startswith("unix://"):
+        return None
+    found = find_store(text, os.environ)
+    return found if isinstance(found, DaemonAddress) else None
+
+
+def _to_daemon(invocation: Invocation, arguments: argparse.Namespace, target: DaemonAddress) -> int:
+    """Send archives to a daemon, references first, in one stream."""
+    from executor.store.tree import dump_tree
+
+    with open_store(invocation) as store, open_remote_store(invocation, target) as there:
+        paths = {store_path(store.location, text) for text in arguments.paths}
+        wanted = paths if arguments.no_recursive else store.closure(paths)
+        missing = wanted - there.query_valid(wanted)
+        infos = store.query_path_infos(missing)
+        store.add_temp_roots(missing)
+        order = TopologicalSorter(
+            {path: infos[path].references & missing - {path} for path in missing}
+        )
+        archives = []
+        for path in order.static_order():
+            shown = store.store_dir.render(path)
+            invocation.say(3, f"copying path '{shown}' to '{arguments.to}'...")
+            dump = partial(dump_tree, store.store_fd, path.base_name.encode())
+            archives.append((replace(infos[path], ultimate=False), dump))
+        if archives:
+            there.client.add_nars(archives, check=not arguments.no_check_sigs)
+    return 0
+
+
+def _fetch_by_daemon(
+    invocation: Invocation, daemon: DaemonAddress, arguments: argparse.Namespace
+) -> int:
+    """Have a daemon fetch, with that one substituter, as far as it trusts us."""
+    settings = replace(invocation.settings, substitute=True, substituters=(arguments.source,))
+    chosen = {*invocation.chosen, "substituters"}
+    if arguments.no_check_sigs:
+        settings = replace(settings, require_sigs=False)
+        chosen.add("require-sigs")
+    asking = replace(invocation, settings=settings, chosen=frozenset(chosen))
+    with open_remote_store(asking, daemon) as store:
+        for text in arguments.paths:
+            store.client.ensure_path(store_path(store.location, text))
+    return 0
+
+
 def _url_of(invocation: Invocation) -> str:
-    """The invocation's store as a substituter."""
+    """The invocation's store as a substituter: one of this machine."""
     return invocation.store or "local"
 
 

@@ -10,8 +10,9 @@ import sys
 
 from executor.build.early import launch_spawner
 from executor.cli.interrupts import signals_wait
-from executor.cli.options import Invocation
-from executor.errors import UsageError
+from executor.cli.options import Invocation, one_line
+from executor.errors import StoreError, UsageError
+from executor.store.location import DaemonAddress
 
 EXAMPLE = """\
 example:
@@ -22,6 +23,7 @@ example:
 DEFAULT_SOCKET = "daemon-socket/socket"
 # What our clients are told to be talking to: Nix's protocol of that version is what we speak.
 _SPOKEN = "2.34.8"
+_ALLOCATOR = "PYTHONMALLOC"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,32 +45,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     """Serve until a signal comes, or the one client has gone."""
+    if arguments.stdio and invocation.daemon is not None and not arguments.process_ops:
+        if arguments.force_untrusted:
+            raise UsageError(
+                "--force-untrusted needs a store of this machine: a daemon trusts who it is asked "
+                "by, which is the user of this process; try --store local"
+            )
+        return _forward(invocation.daemon)
     if os.geteuid() != 0:
         raise UsageError("the daemon builds, and building needs root; try sudo")
+    invocation.require_local()
     if arguments.socket is not None:
         arguments.socket = os.path.abspath(arguments.socket)
+    if not arguments.stdio:
+        _allocate_as_c_does()
     os.chdir("/")
     asyncio.run(_serve(invocation, arguments))
     return 0
 
 
+def _allocate_as_c_does() -> None:
+    """Begin anew with the C library's memory allocation, which gives back single pages.
+
+    The interpreter's own gives back whole MiB only, and after every crowd of clients some object in
+    each of them lives on: a daemon that had 20,000 builds held 40 MiB of nothing. Where the
+    interpreter doesn't look at the environment there is no way to choose.
+    """
+    chosen = os.environ.pop(_ALLOCATOR, None)
+    if chosen is None and sys.executable and not sys.flags.ignore_environment:
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, _ALLOCATOR: "malloc"})
+
+
+def _forward(daemon: DaemonAddress) -> int:
+    """Let the daemon that has the store talk to who is at the other ends of our pipes."""
+    from executor.protocols.forward import forward
+    from executor.protocols.remote_store import connect_to
+
+    with connect_to(daemon) as connection:
+        if forward(0, 1, connection):
+            return 0
+    raise StoreError(f"the daemon at '{daemon.socket}' has ended the connection")
+
+
 async def _serve(invocation: Invocation, arguments: argparse.Namespace) -> None:
     with signals_wait():
         from executor.build.engine import Engine
+        from executor.protocols.client_settings import settings_of_silent
         from executor.protocols.daemon import Daemon, serve_stdio
+        from executor.protocols.nested_service import serve_nested
         from executor.protocols.session import Host
         from executor.protocols.telling import activity_ids
 
-    def log(text: str) -> None:
-        invocation.say(1, text)
+    def log(text: str, level: int = 1) -> None:
+        invocation.say(level, one_line(text))
 
     listeners = [] if arguments.stdio else _listeners(invocation, arguments.socket)
     engine = Engine(
         launch_spawner(invocation.location),
         invocation.settings,
         invocation.location,
-        on_notice=lambda notice: log(notice.text),
+        on_notice=lambda notice: log(notice.text, notice.level),
+        nested=serve_nested,
     )
+    silent_settings, warnings = settings_of_silent(invocation.settings)
+    for warning in warnings:
+        log(f"warning: {warning}")
     host = Host(
         engine=engine,
         loop=asyncio.get_running_loop(),
@@ -76,6 +117,7 @@ async def _serve(invocation: Invocation, arguments: argparse.Namespace) -> None:
         settings=invocation.settings,
         version=_SPOKEN,
         activity_ids=activity_ids(),
+        silent_settings=silent_settings,
     )
     trust = True if arguments.force_trusted else False if arguments.force_untrusted else None
     try:

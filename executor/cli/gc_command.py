@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
@@ -11,8 +12,10 @@ from executor.cli.targets import store_path
 from executor.errors import UsageError
 from executor.store.collect import CollectAction, CollectOptions, CollectResult, render_size
 from executor.store.descriptors import display
-from executor.store.local import LocalStore
 from executor.store.location import StoreLocation
+
+if TYPE_CHECKING:
+    from executor.cli.stores import Store
 
 EXAMPLE = """\
 example:
@@ -89,7 +92,7 @@ def _size(text: str) -> int:
     return 0 if text.startswith("-") else int(digits) * unit
 
 
-def _print_roots(invocation: Invocation, store: LocalStore) -> None:
+def _print_roots(invocation: Invocation, store: Store) -> None:
     roots = store.find_roots(censor=os.geteuid() != 0, report=lambda text: invocation.say(3, text))
     lines = [
         f"{link} -> {store.store_dir.render(path)}"

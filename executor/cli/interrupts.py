@@ -8,6 +8,7 @@ middle of an import leaves half a module and locks that nobody frees.
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 from collections.abc import Coroutine, Iterator
 from types import FrameType
@@ -49,7 +50,8 @@ def raise_on_signals() -> None:
 def signals_wait() -> Iterator[None]:
     """Let the signals wait for the end of the block; then the first of them acts.
 
-    They aren't blocked in the kernel, which programs started meanwhile would inherit.
+    They aren't blocked in the kernel, which programs started meanwhile would inherit. Nor is there
+    anything to collect while modules are imported.
     """
     came: list[int] = []
 
@@ -58,11 +60,15 @@ def signals_wait() -> Iterator[None]:
 
     handled = [number for number in ENDING if callable(signal.getsignal(number))]
     before = {number: signal.signal(number, remember) for number in handled}
+    collects = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if collects:
+            gc.enable()
     if came:
         signal.raise_signal(came[0])
 

@@ -35,7 +35,7 @@ class JsonDisplay:
         self._out = out
         self._prefix = prefix
         self._store_dir = store_dir
-        self._activities = Activities(self, store_dir)
+        self._activities = Activities(self, store_dir, log_seen=True)
 
     def take(self, event: Event) -> None:
         """Write the event's lines."""

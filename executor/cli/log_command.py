@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
 from executor.cli.targets import store_path
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
-from executor.store.local import LocalStore
 from executor.store.log_files import read_log
+
+if TYPE_CHECKING:
+    from executor.cli.stores import Store
 
 EXAMPLE = """\
 example:
@@ -65,7 +68,7 @@ def _elsewhere(invocation: Invocation, candidates: list[StorePath]) -> bytes | N
         substituters.close()
 
 
-def _makers(store: LocalStore, path: StorePath) -> list[StorePath]:
+def _makers(store: Store, path: StorePath) -> list[StorePath]:
     """The derivation that made an output, then those that could; failed builds have logs, too."""
     deriver = store.query_deriver(path) if store.is_valid(path) else None
     return ([] if deriver is None else [deriver]) + sorted(store.query_derivers(path))

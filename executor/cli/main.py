@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import NoReturn
 
 from executor.cli.interrupts import EndedBySignal, raise_on_signals, signals_wait
 from executor.cli.options import add_common, extract_settings, open_invocation
-from executor.cli.parser import CommandParser, complain
+from executor.cli.parser import CommandParser, complain, formatter
 from executor.errors import ExecutorError
 
 _DEBUG = 6
@@ -32,6 +33,10 @@ _COMMANDS = {
     "gc": "delete what no root needs",
     "optimise": "replace equal files by hard links",
     "daemon": "serve Nix's clients on a socket",
+    "serve": "serve a store to one client, for ssh://",
+    "external-service": "run the builds of a stock Nix's external-builders",
+    "external-builder": "hand a build over to external-service; what stock Nix calls",
+    "build-hook": "build for a stock Nix that has this as its build hook",
     "log": "print the log of a build",
     "doctor": "try everything that building needs of this machine",
     "show-config": "print the settings in force",
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _flush_output()
         return code
     except ExecutorError as error:
-        return _complain(str(error), debug, words)
+        return _complain(str(error), debug, words, lines=error.has_lines)
     except EndedBySignal as ended:
         complain(str(ended), words)
         return ended.exit_code
@@ -102,10 +107,10 @@ def _flush_output() -> None:
         raise
 
 
-def _complain(text: str, debug: bool, words: Sequence[str]) -> int:
+def _complain(text: str, debug: bool, words: Sequence[str], *, lines: bool = False) -> int:
     if debug:
         raise
-    complain(text, words)
+    complain(text, words, lines=lines)
     return 1
 
 
@@ -132,11 +137,14 @@ def _run(words: list[str]) -> int:
         prog=f"executor {name}",
         description=command.__doc__,
         epilog=command.EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=formatter,
     )
     add_common(parser)
     command.add_arguments(parser)
     arguments = parser.parse_args(rest)
+    if not gc.isenabled():  # since the program began
+        gc.freeze()
+        gc.enable()
     return int(command.run(open_invocation(arguments, overrides), arguments))
 
 
@@ -145,7 +153,7 @@ def _overview() -> argparse.ArgumentParser:
         prog="executor",
         description="A sandboxed build executor for Nix derivations.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=formatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in _COMMANDS.items():

@@ -14,8 +14,9 @@ from dataclasses import dataclass, fields
 
 from executor.config import load_settings
 from executor.errors import UsageError
-from executor.settings import ALIASES, HARMLESS, Settings
-from executor.store.location import StoreLocation, parse_store_url
+from executor.setting_names import ALIASES, HARMLESS
+from executor.settings import Settings
+from executor.store.location import DaemonAddress, StoreLocation, find_store
 
 _SHORT = {"-j": "max-jobs", "-k": "keep-going", "-K": "keep-failed"}
 _BOOLEANS = frozenset(
@@ -29,13 +30,28 @@ _NAMES = frozenset(field.name.replace("_", "-") for field in fields(Settings)) |
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """A command line, read: what all commands need. ``as_json``: all is said as Nix's JSON log."""
+    """A command line, read: what all commands need. ``as_json``: all is said as Nix's JSON log.
+
+    ``daemon`` is where the store is asked for, if that isn't done by this process itself.
+    ``chosen`` are the settings that such a daemon is to be told of.
+    """
 
     location: StoreLocation
     settings: Settings
     store: str | None
     verbosity: int
     as_json: bool = False
+    daemon: DaemonAddress | None = None
+    chosen: frozenset[str] = frozenset()
+
+    def require_local(self) -> StoreLocation:
+        """The store's directories, for what only its own process can do. Raises ``UsageError``."""
+        if self.daemon is not None:
+            raise UsageError(
+                f"this works on a store itself, and not through the daemon at "
+                f"'{self.daemon.socket}'; run it as root, or with --store local"
+            )
+        return self.location
 
     def say(self, level: int, text: str) -> None:
         """Tell the user something of a level that is not above the verbosity."""
@@ -50,6 +66,11 @@ class Invocation:
             indent = " " * len("error: ") if text.startswith("error: ") else ""
             text = visible(text).replace("\n", f"\n{indent}")
         print(text, file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text for a log, in which others' words must not look like entries of ours."""
+    return " ".join(text.splitlines())
 
 
 def visible(text: str) -> str:
@@ -109,7 +130,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         metavar="STORE",
-        help="the store: a directory (chroot store), 'local?root=…', or nothing for /nix/store",
+        help="a directory (chroot store), 'local?root=…', 'daemon', 'unix:///SOCKET', or nothing "
+        "for /nix/store: itself for root, through the daemon for others",
     )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
     parser.add_argument("--quiet", action="count", default=0, help="say less")
@@ -120,8 +142,12 @@ def open_invocation(
 ) -> Invocation:
     """Read the configuration and find the store; tells the user what was ignored."""
     loaded = load_settings(environ=os.environ, overrides=overrides)
-    store = arguments.store if arguments.store is not None else os.environ.get("NIX_REMOTE") or None
-    location = parse_store_url(store, os.environ)
+    store = arguments.store
+    if store is None:
+        store = loaded.store or os.environ.get("NIX_REMOTE") or None
+    found = find_store(store, os.environ)
+    daemon = found if isinstance(found, DaemonAddress) else None
+    location = found.location if isinstance(found, DaemonAddress) else found
     verbosity = 3 + arguments.verbose - arguments.quiet
     invocation = Invocation(
         location=location,
@@ -129,6 +155,8 @@ def open_invocation(
         store=store,
         verbosity=verbosity,
         as_json=getattr(arguments, "log_format", None) == "internal-json",
+        daemon=daemon,
+        chosen=loaded.chosen,
     )
     for warning in (*loaded.warnings, *location.warnings):
         invocation.say(1, f"warning: {warning}")

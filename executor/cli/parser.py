@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,14 +12,18 @@ _FORMAT = "internal-json"
 _USAGE_ERROR = 2
 
 
-def complain(text: str, words: Sequence[str]) -> None:
-    """Say the error of a command line, ``words``; every line as JSON where that is its format."""
+def complain(text: str, words: Sequence[str], *, lines: bool = False) -> None:
+    """Say the error of a command line, ``words``; every line as JSON where that is its format.
+
+    With ``lines`` those of the text stay lines, below the first one's text.
+    """
     if wants_json(words):
         from executor.cli.nix_messages import error_message, render
 
         print(render(error_message(text)), file=sys.stderr)
     else:
-        print(f"error: {_visible(text)}", file=sys.stderr)
+        shown = map(_visible, text.split("\n") if lines else [text])
+        print("error: " + "\n       ".join(shown), file=sys.stderr)
 
 
 def _visible(text: str) -> str:
@@ -41,6 +46,21 @@ class CommandParser(argparse.ArgumentParser):
             complain(message, self._words)
             self.exit(_USAGE_ERROR)
         super().error(message)
+
+
+def formatter(prog: str) -> argparse.HelpFormatter:
+    """Of help texts. The width is given, because argparse asks ``shutil`` and all compressors."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=max(_columns() - 2, 11))
+
+
+def _columns() -> int:
+    given = os.environ.get("COLUMNS", "")
+    if given.isascii() and given.isdigit() and int(given) > 0:
+        return int(given)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
 
 
 def wants_json(words: Sequence[str]) -> bool:

@@ -155,7 +155,8 @@ class PlainDisplay:
 
     def _say(self, level: int, text: str) -> None:
         if level <= self._verbosity:
-            print(text, file=self._out, flush=True)
+            # Names in it may come from another machine.
+            print(printable(text.encode("utf-8", "replace")), file=self._out, flush=True)
 
     def _finished(self, result: BuildResult) -> None:
         if result.success or result.status is BuildStatus.CANCELLED:

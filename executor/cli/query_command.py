@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
 from executor.cli.targets import store_path
 from executor.formats.store_path import StorePath
-from executor.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from executor.cli.stores import Store
 
 EXAMPLE = """\
 example:
@@ -18,25 +21,25 @@ example:
 """
 
 
-def _references(store: LocalStore, path: StorePath) -> Iterable[StorePath]:
+def _references(store: Store, path: StorePath) -> Iterable[StorePath]:
     return store.query_path_info(path).references
 
 
-def _outputs(store: LocalStore, path: StorePath) -> Iterable[StorePath]:
+def _outputs(store: Store, path: StorePath) -> Iterable[StorePath]:
     return store.query_outputs(path).values()
 
 
-def _referrers(store: LocalStore, path: StorePath) -> Iterable[StorePath]:
+def _referrers(store: Store, path: StorePath) -> Iterable[StorePath]:
     store.query_path_info(path)
     return store.query_referrers(path)
 
 
-def _requisites(store: LocalStore, path: StorePath) -> Iterable[StorePath]:
+def _requisites(store: Store, path: StorePath) -> Iterable[StorePath]:
     store.query_path_info(path)
     return store.closure([path])
 
 
-_SETS: dict[str, tuple[str, Callable[[LocalStore, StorePath], Iterable[StorePath]]]] = {
+_SETS: dict[str, tuple[str, Callable[[Store, StorePath], Iterable[StorePath]]]] = {
     "references": ("what each path refers to", _references),
     "referrers": ("what refers to it", _referrers),
     "requisites": ("its closure", _requisites),
@@ -77,7 +80,7 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fact(store: LocalStore, question: str, path: StorePath) -> str:
+def _fact(store: Store, question: str, path: StorePath) -> str:
     info = store.query_path_info(path)
     if question == "hash":
         return info.nar_hash.prefixed32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from executor.cli.options import Invocation
 from executor.cli.stores import open_store
@@ -11,7 +12,9 @@ from executor.cli.targets import derivation_path
 from executor.derivation_json import VERSION, to_json
 from executor.formats.nlohmann import JsonValue, dump_json
 from executor.formats.store_path import StorePath
-from executor.store.local import LocalStore
+
+if TYPE_CHECKING:
+    from executor.cli.stores import Store
 
 EXAMPLE = """\
 example:
@@ -35,7 +38,7 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _derivations(store: LocalStore, paths: list[StorePath]) -> dict[str, JsonValue]:
+def _derivations(store: Store, paths: list[StorePath]) -> dict[str, JsonValue]:
     shown: dict[str, JsonValue] = {
         path.base_name: to_json(store.read_derivation(path)) for path in paths
     }

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from executor.build.plan import Target
 from executor.errors import FormatError, UsageError
 from executor.formats.store_path import StorePath
-from executor.instantiate import instantiate_file
-from executor.store.local import LocalStore
 from executor.store.location import StoreLocation
+
+if TYPE_CHECKING:
+    from executor.cli.stores import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,14 @@ def _outputs(text: str, outputs: str) -> frozenset[str] | None:
     return names
 
 
-def resolve_targets(store: LocalStore, texts: list[str]) -> list[Target]:
+def resolve_targets(store: Store, texts: list[str]) -> list[Target]:
     """Find the derivations; those of JSON files are written to the store first."""
     targets: list[Target] = []
     for text in texts:
         parsed = parse_target(text)
         if parsed.path.endswith(".json"):
+            from executor.instantiate import instantiate_file
+
             paths = instantiate_file(store, parsed.path).roots
         else:
             paths = (derivation_path(store.location, parsed.path),)

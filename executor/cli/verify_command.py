@@ -6,8 +6,9 @@ import argparse
 
 from executor.cli.interrupts import run_until_signal, signals_wait
 from executor.cli.options import Invocation
-from executor.cli.stores import open_store
+from executor.cli.stores import open_local_store, open_remote_store
 from executor.formats.store_path import StorePath
+from executor.store.location import DaemonAddress
 
 EXAMPLE = """\
 example:
@@ -29,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
     """Print each problem; the exit code tells whether one is left."""
+    if invocation.daemon is not None:
+        return _ask_daemon(invocation, invocation.daemon, arguments)
     bad: list[StorePath] = []
-    with open_store(invocation) as store:
+    with open_local_store(invocation) as store:
         problems = store.verify(
             check_contents=arguments.check_contents,
             repair_links=arguments.repair,
@@ -41,6 +44,15 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
         return 1 if problems else 0
     repaired = run_until_signal(_repair(invocation, sorted(bad)))
     return 0 if repaired and len(problems) == len(bad) else 1
+
+
+def _ask_daemon(
+    invocation: Invocation, daemon: DaemonAddress, arguments: argparse.Namespace
+) -> int:
+    """The daemon says what is wrong, and repairs what it can for those whom it trusts."""
+    with open_remote_store(invocation, daemon) as store:
+        wrong = store.verify(check_contents=arguments.check_contents, repair=arguments.repair)
+    return 1 if wrong else 0
 
 
 async def _repair(invocation: Invocation, paths: list[StorePath]) -> bool:

@@ -115,16 +115,54 @@ class _Tokens:
         return data[:size]
 
     def tag(self) -> bytes:
-        return self.string(_MAX_TAG, "tag")
+        # Nearly all are eight bytes or fewer, and none is empty but where it is expected.
+        head = self.exactly(16)
+        tag = _TAGS.get(head)
+        return (
+            tag if tag is not None else _Tokens(_Joined(head, self._read)).string(_MAX_TAG, "tag")
+        )
 
-    def expect(self, tag: bytes) -> None:
-        found = self.tag()
-        if found != tag:
-            raise FormatError(f"expected the tag '{tag.decode()}' in the archive, not {found!r}")
+    def expect(self, *tags: bytes) -> None:
+        """These tags, which there is only one way to write, so that they are read at once."""
+        expected = _WORDS[tags]
+        data = self.exactly(len(expected))
+        if data != expected:
+            # What was read already, and what is left: to say which of them is wrong.
+            again = _Tokens(_Joined(data, self._read))
+            for tag in tags:
+                found = again.tag()
+                if found != tag:
+                    raise FormatError(
+                        f"expected the tag '{tag.decode()}' in the archive, not {found!r}"
+                    )
 
     def padding(self, size: int) -> None:
         if size % 8 and any(self.exactly(-size % 8)):
             raise FormatError("padding in the archive is not zero")
+
+
+class _Joined:
+    """Some bytes, and a source behind them."""
+
+    def __init__(self, data: bytes, read: Callable[[int], bytes]) -> None:
+        self._data = data
+        self._read = read
+
+    def read(self, size: int, /) -> bytes:
+        data, self._data = self._data[:size], self._data[size:]
+        return data or self._read(size)
+
+
+def _word(data: bytes) -> bytes:
+    return _length.pack(len(data)) + data + bytes(-len(data) % 8)
+
+
+_EXPECTED = (
+    *((b"(", b"type"), (b"(", b"name"), (b")",), (b")", b")"), (b"target",), (b"",), (b"node",)),
+)
+_WORDS: dict[tuple[bytes, ...], bytes] = {tags: b"".join(map(_word, tags)) for tags in _EXPECTED}
+# Those that take eight bytes behind their length.
+_TAGS = {_word(tag): tag for tag in (b"regular", b"symlink", b"contents", b"entry", b")")}
 
 
 def read_events(source: Source) -> Iterator[NarEvent]:
@@ -162,14 +200,14 @@ def read_events(source: Source) -> Iterator[NarEvent]:
 
 
 def _node_kind(tokens: _Tokens) -> bytes:
-    tokens.expect(b"(")
-    tokens.expect(b"type")
+    tokens.expect(b"(", b"type")
     return tokens.tag()
 
 
 def _close_node(tokens: _Tokens, names: list[bytes]) -> None:
-    tokens.expect(b")")
     if names:
+        tokens.expect(b")", b")")
+    else:
         tokens.expect(b")")
 
 
@@ -212,8 +250,7 @@ def _next_name(tokens: _Tokens, previous: bytes) -> bytes | None:
         return None
     if tag != b"entry":
         raise FormatError(f"unexpected tag {tag!r} in a directory of the archive")
-    tokens.expect(b"(")
-    tokens.expect(b"name")
+    tokens.expect(b"(", b"name")
     name = tokens.string(MAX_NAME, "name")
     tokens.expect(b"node")
     check_entry_name(name)
@@ -236,10 +273,6 @@ def check_target(target: bytes) -> None:
     """Raise ``FormatError`` for a link target that no file system can hold."""
     if not target or b"\0" in target or len(target) > MAX_TARGET:
         raise FormatError("the archive has an invalid link target")
-
-
-def _word(data: bytes) -> bytes:
-    return _length.pack(len(data)) + data + bytes(-len(data) % 8)
 
 
 _HEAD = _word(b"(") + _word(b"type")

@@ -29,6 +29,11 @@ class Source(Protocol):
         """Up to ``size`` bytes; none at the end."""
 
 
+def json_cost(document: bytes) -> int:
+    """What the values of a JSON text take, at most, when they are objects of Python."""
+    return ITEM_COST * sum(map(document.count, (b",", b":", b"[", b"{")))
+
+
 class EndOfStreamError(FormatError):
     """The other side ended the stream where more has to follow, or where something may follow."""
 
@@ -46,6 +51,10 @@ class WireReader:
     def read(self, size: int, /) -> bytes:
         """Bytes as they come, unpadded: what follows is a stream of another format."""
         return self._source.read(size)
+
+    def pay(self, size: int) -> None:
+        """Pay for what will be made of what was read."""
+        self._pay(size)
 
     def exactly(self, size: int) -> bytes:
         """So many bytes."""
@@ -166,6 +175,11 @@ class WireWriter:
     def raw(self, value: bytes) -> None:
         """Bytes as they are."""
         self._parts.append(value)
+
+    @property
+    def size(self) -> int:
+        """How much was collected."""
+        return sum(map(len, self._parts))
 
     def take(self) -> bytes:
         """All that was collected; begins anew."""

@@ -50,10 +50,13 @@ class Call:
         """All is read; from now on things are told."""
         self.begun = True
 
-    def tell(self, level: int, text: str) -> None:
-        """Tell the client something, at once, if it wants to hear of that level."""
+    def tell(self, level: int, text: str, *, plain: bool = False) -> None:
+        """Tell the client something, at once, if it wants to hear of that level.
+
+        Errors and warnings are called so, unless they are ``plain``.
+        """
         if level <= self.session.verbosity:
-            self.channel.write(notice_frame(level, text))
+            self.channel.write(frames.message(text) if plain else notice_frame(level, text))
             self.channel.flush()
 
     def report(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """The two directions of a connection as blocking streams, with what may be held of its memory.
 
 For one thread at a time, except ``abort``. A peer that neither sends nor reads keeps that thread
-waiting and nobody else.
+waiting and nobody else; there is a limit to how long, where ``deadline`` is set, and for writing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import threading
+import time
 
 from executor.errors import FormatError
 from executor.protocols.errors import DisconnectedError
 
 _READ = 64 << 10
 _FLUSH = 64 << 10
+# So long a peer may leave what we send unread: a person may have stopped the client for a while.
+PATIENCE = 3600
 
 
 class Channel:
@@ -31,10 +35,17 @@ class Channel:
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._aborted = False
+        # When the time for what is read ends, on the monotonic clock.
+        self.deadline: float | None = None
+        # A socket is shut down to wake who waits for it; for pipes there has to be something else.
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        self._stop = os.eventfd(0, flags) if connection is None else -1
 
     @classmethod
-    def of_socket(cls, connection: socket.socket) -> Channel:
+    def of_socket(cls, connection: socket.socket, patience: int = PATIENCE) -> Channel:
         """The channel of a connected socket, which is closed with it."""
+        limit = struct.pack("@ll", patience, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         return cls(connection.fileno(), connection.fileno(), connection)
 
     def read(self, size: int, /) -> bytes:
@@ -51,10 +62,22 @@ class Channel:
     def _receive(self, size: int) -> bytes:
         # Who waits for an answer waits for what we hold back.
         self.flush()
+        if self.deadline is not None and not self._is_readable(self.deadline - time.monotonic()):
+            raise FormatError("the client took too long")
         try:
+            self._wait_for_pipe()
             return os.read(self._reader, size)
         except OSError as error:
             raise DisconnectedError(f"the connection is broken: {error.strerror}") from error
+
+    def _wait_for_pipe(self) -> None:
+        if self._stop < 0:
+            return
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        poll.register(self._stop, select.POLLIN)
+        if self._stop in dict(poll.poll()):
+            raise DisconnectedError("the connection was ended")
 
     def write(self, data: bytes) -> None:
         """Send soon."""
@@ -73,6 +96,8 @@ class Channel:
         try:
             while view:
                 view = view[os.write(self._writer, view) :]
+        except BlockingIOError as error:
+            raise DisconnectedError("the client doesn't read what it is sent") from error
         except OSError as error:
             raise DisconnectedError(f"the connection is broken: {error.strerror}") from error
 
@@ -82,6 +107,8 @@ class Channel:
         poll.register(self._reader, 0)  # hang-ups are told unasked
         if self._writer != self._reader:
             poll.register(self._writer, 0)
+        if self._stop >= 0:
+            poll.register(self._stop, select.POLLIN)
         poll.register(wakeup, select.POLLIN)
         ready = {fd for fd, _events in poll.poll()}
         return not ready - {wakeup}
@@ -89,11 +116,12 @@ class Channel:
     def has_input(self, seconds: float) -> bool:
         """Whether something can be read, within so many seconds."""
         self.flush()
-        if self._position < len(self._buffer):
-            return True
+        return self._position < len(self._buffer) or self._is_readable(seconds)
+
+    def _is_readable(self, seconds: float) -> bool:
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return bool(poll.poll(max(seconds, 0) * 1000))
 
     @property
     def hung_up(self) -> bool:
@@ -105,6 +133,8 @@ class Channel:
     def abort(self) -> None:
         """End the connection from any thread; who reads or writes at this moment stops."""
         self._aborted = True
+        if self._stop >= 0:
+            os.eventfd_write(self._stop, 1)
         if self._connection is not None:
             with contextlib.suppress(OSError):
                 self._connection.shutdown(socket.SHUT_RDWR)
@@ -137,13 +167,14 @@ class Allowance:
 
 
 class Purse:
-    """What one connection has taken of its user's allowance for its present message."""
+    """What one connection has taken of its user's allowance, for its present message or so."""
 
     # Taken in large pieces, so that small messages don't meet at the lock.
     _PIECE = 1 << 20
 
-    def __init__(self, allowance: Allowance, limit: int) -> None:
+    def __init__(self, allowance: Allowance, limit: int, what: str = "the message") -> None:
         self._allowance = allowance
+        self._what = what
         self._limit = limit
         self._taken = 0
         self._used = 0
@@ -152,7 +183,7 @@ class Purse:
         """Raises ``FormatError`` if the message is too large."""
         self._used += size
         if self._used > self._limit:
-            raise FormatError(f"the message is larger than {self._limit} bytes")
+            raise FormatError(f"{self._what} is larger than {self._limit} bytes")
         while self._used > self._taken + self._PIECE:
             more = max(self._used - self._taken, self._PIECE)
             self._allowance.take(more)

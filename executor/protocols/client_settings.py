@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from executor.config import Settings, override_settings
+from executor.config_text import plain_setting, setting_text
 
 MAX_VERBOSITY = 7
 # More than this and a client's wish is not worth an object for each job.
@@ -34,6 +35,43 @@ class ClientOptions:
     cores: int
     substitute: bool
     overrides: tuple[tuple[str, str], ...] = ()
+
+
+def settings_of_silent(ours: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """What holds for clients that send no options, until they do, and warnings for the log.
+
+    ``ssh-ng://`` never sends any: limits of builds, and whether directories are kept, are lost on
+    that way, and ``silent-client-options`` says what they are.
+    """
+    loaded = override_settings(
+        ours, ours.silent_client_options.items(), "setting 'silent-client-options'"
+    )
+    return loaded.settings, loaded.warnings
+
+
+# What the message has places for, and what a server knows better.
+_IN_PLACES = frozenset({"keep-failed", "keep-going", "fallback", "max-jobs", "max-silent-time"}) | {
+    *("cores", "substitute", "experimental-features", "plugin-files"),
+}
+
+
+def options_of(settings: Settings, verbosity: int, chosen: Collection[str]) -> ClientOptions:
+    """What to tell a server of our settings: the usual ones, and those that somebody chose."""
+    overrides = {
+        name: setting_text(plain_setting(getattr(settings, name.replace("-", "_"))))
+        for name in sorted(set(chosen) - _IN_PLACES)
+    }
+    return ClientOptions(
+        keep_failed=settings.keep_failed,
+        keep_going=settings.keep_going,
+        fallback=settings.fallback,
+        verbosity=verbosity,
+        max_jobs=settings.max_jobs,
+        max_silent_time=settings.max_silent_time,
+        cores=settings.cores,
+        substitute=settings.substitute,
+        overrides=tuple(overrides.items()),
+    )
 
 
 def apply_options(

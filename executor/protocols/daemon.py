@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import socket
 import threading
@@ -24,10 +23,12 @@ from collections.abc import Callable, MutableMapping
 from executor.errors import ExecutorError
 from executor.protocols import worker_frames as frames
 from executor.protocols.channel import Allowance, Channel
+from executor.protocols.doorway import Doorway, raise_descriptor_limit
 from executor.protocols.errors import RefusedError
 from executor.protocols.peers import Client, Peer, admit, peer_of
 from executor.protocols.session import Host
 from executor.protocols.sockets import notify
+from executor.protocols.tidying import Tidying
 from executor.protocols.worker_connection import USER_LIMIT, WorkerConnection
 from executor.protocols.worker_messages import MessageWriter
 from executor.protocols.worker_protocol import SERVER_MAGIC, Version
@@ -35,8 +36,6 @@ from executor.protocols.worker_protocol import SERVER_MAGIC, Version
 DRAIN_SECONDS = 60.0
 MOST_CONNECTIONS = 2048
 MOST_OF_A_USER = 512
-# How long a client that is turned away has to read why.
-_FAREWELL_SECONDS = 1.0
 _ABORT_SECONDS = 20.0
 _STACK_SIZE = 1 << 20
 # A version whose clients expect an error right behind the greeting, without another word of ours.
@@ -58,6 +57,8 @@ class Daemon:
         self._ended = asyncio.Event()
         self._stop = asyncio.Event()
         self._signals = 0
+        self._tidying = Tidying(host.engine.rest)
+        self._door = Doorway(log)
         settings = host.settings
         first = settings.start_id
         self._build_ids = range(first, first + settings.id_count + 1024)
@@ -70,14 +71,11 @@ class Daemon:
         raise_descriptor_limit()
         threading.stack_size(_STACK_SIZE)
         for listener in listeners:
-            listener.settimeout(0)
-            loop.add_reader(listener, self._accept, listener)
+            self._door.open(listener, self._receive)
         notify(environ, "READY=1")
         await self._stop.wait()
         notify(environ, "STOPPING=1")
-        for listener in listeners:
-            loop.remove_reader(listener)
-            listener.close()
+        self._door.close()
         await self._drain()
 
     def _signalled(self) -> None:
@@ -112,15 +110,7 @@ class Daemon:
 
     # Letting in.
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _address = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            self._log(f"can't accept a connection: {error.strerror}")
-            return
-        connection.settimeout(None)
+    def _receive(self, connection: socket.socket) -> None:
         try:
             peer = peer_of(connection)
             self._require_room(peer)
@@ -136,6 +126,7 @@ class Daemon:
 
     def _begin(self, connection: socket.socket, peer: Peer) -> None:
         self._counts[peer.uid] += 1
+        self._tidying.count(self._counts.total())
         thread = threading.Thread(
             target=self._admit_and_serve,
             args=(connection, peer),
@@ -161,6 +152,8 @@ class Daemon:
                 client = Client(
                     name=client.name, trusted=self._force_trust, pid=peer.pid, uid=peer.uid
                 )
+            kind = "trusted" if client.trusted else "not trusted"
+            self._log(f"process {peer.pid} of user {client.name} connected ({kind})")
             self._serve(Channel.of_socket(connection), client, peer)
         finally:
             with contextlib.suppress(RuntimeError):  # the loop has ended before us
@@ -183,26 +176,15 @@ class Daemon:
         if not self._counts[peer.uid]:
             del self._counts[peer.uid]
             self._allowances.pop(peer.uid, None)
+        self._tidying.count(self._counts.total())
         self._ended.set()
 
     def _turn_away(self, connection: socket.socket, reason: str) -> None:
-        """Say why, without reading a byte of what the client sends."""
-        self._log(f"turned a connection away: {reason}")
         writer = MessageWriter(self._host.location.store_dir, _FAREWELL_VERSION)
         writer.number(SERVER_MAGIC)
         writer.number(_FAREWELL_VERSION.wire)
         writer.raw(frames.error(_FAREWELL_VERSION, reason))
-        connection.settimeout(0)
-        with contextlib.suppress(OSError):
-            connection.send(writer.take())
-        asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, connection.close)
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as we may have: each connection with a store needs about ten."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self._door.turn_away(connection, reason, writer.take())
 
 
 async def serve_stdio(host: Host, *, trusted: bool, log: Log) -> None:

@@ -7,7 +7,9 @@ changed, before all of an object is there and is what it was said to be.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from executor.caches.found import Staged
 from executor.caches.stage import stage_archive
@@ -25,11 +27,12 @@ from executor.formats.store_path import (
 from executor.formats.wire import Source
 from executor.protocols.errors import RefusedError
 from executor.store.canonicalise import describe_tree
+from executor.store.checked import CheckedReader
 from executor.store.contents import hash_contents
 from executor.store.delete import delete_tree
 from executor.store.descriptors import CREATE_FLAGS, write_all
 from executor.store.local import LocalStore
-from executor.store.locks import lock_paths
+from executor.store.locks import PathLocks
 from executor.store.path_info import PathInfo
 from executor.store.restore import restore_tree
 from executor.store.signing import parse_public_keys, verify
@@ -37,7 +40,9 @@ from executor.store.tree import STORE_TIMES
 
 _PIECE = 1 << 18
 _NAME = b"x"
+_POLL = 0.05
 
+# Called again and again with the path whose lock somebody else holds; may raise, to give up.
 Tell = Callable[[str], object]
 
 
@@ -53,21 +58,39 @@ def require_signature(store: LocalStore, info: PathInfo, keys: frozenset[str]) -
 
 
 def add_archive(
-    store: LocalStore, info: PathInfo, source: Source, on_wait: Tell, *, repair: bool = False
+    store: LocalStore,
+    info: PathInfo,
+    source: Source,
+    on_wait: Tell,
+    *,
+    repair: bool = False,
+    prove: bool = False,
 ) -> None:
     """Make a path valid from its archive, which is read to its end whatever comes of it.
 
-    Raises ``StoreError`` and ``FormatError`` for an archive that isn't what ``info`` says.
+    With ``prove`` the archive of a path that is valid already is compared with that. Raises
+    ``StoreError`` and ``FormatError`` for an archive that isn't what ``info`` says.
     """
     store.add_temp_root(info.path)
     if store.is_valid(info.path) and not repair:
+        _skip(store, info, source, prove=prove)
+        return
+    require_references(store, info)
+    with store.scratch_directory() as scratch_fd:
+        staged = stage_archive(source, info, scratch_fd)
+        move_in(store, info, staged, on_wait, repair=repair)
+
+
+def _skip(store: LocalStore, info: PathInfo, source: Source, *, prove: bool) -> None:
+    if not prove:
         for _event in read_events(source):
             pass
         return
-    _require_references(store, info)
-    with store.scratch_directory() as scratch_fd:
-        staged = stage_archive(source, info, scratch_fd)
-        _move_in(store, info, staged, on_wait, repair=repair)
+    known = store.query_path_info(info.path)
+    checked = CheckedReader(source, replace(known, nar_size=info.nar_size))
+    for _event in read_events(checked):
+        pass
+    checked.check()
 
 
 def add_contents(
@@ -96,8 +119,8 @@ def add_contents(
         info = _describe(store, scratch_fd, name, method, algorithm, references)
         store.add_temp_root(info.path)
         if not store.is_valid(info.path) or repair:
-            _require_references(store, info)
-            _move_in(store, info, Staged(scratch_fd, _NAME), on_wait, repair=repair)
+            require_references(store, info)
+            move_in(store, info, Staged(scratch_fd, _NAME), on_wait, repair=repair)
     return info.path
 
 
@@ -138,7 +161,8 @@ def _describe(
     )
 
 
-def _require_references(store: LocalStore, info: PathInfo) -> None:
+def require_references(store: LocalStore, info: PathInfo) -> None:
+    """Raises ``InvalidPathError`` unless all is valid that an object refers to."""
     others = info.references - {info.path}
     store.add_temp_roots(others)
     missing = sorted(others - store.query_valid(others))
@@ -146,11 +170,11 @@ def _require_references(store: LocalStore, info: PathInfo) -> None:
         raise InvalidPathError(f"path '{store.store_dir.render(missing[0])}' is not valid")
 
 
-def _move_in(
-    store: LocalStore, info: PathInfo, staged: Staged, on_wait: Tell, *, repair: bool
+def move_in(
+    store: LocalStore, info: PathInfo, staged: Staged, on_wait: Tell, *, repair: bool = False
 ) -> None:
     """Register a complete object at its path, unless somebody else was faster."""
-    with lock_paths([store.real_path(info.path)], on_wait=on_wait):
+    with _locked(store.real_path(info.path), on_wait):
         if store.is_valid(info.path):
             if repair:
                 store.replace_in_store(staged.directory_fd, staged.name, info.path)
@@ -162,3 +186,15 @@ def _move_in(
         except BaseException:
             delete_tree(store.store_fd, info.path.base_name.encode())
             raise
+
+
+def _locked(path: str, on_wait: Tell) -> PathLocks:
+    """The lock of a path. Whoever holds it may do so for as long as a build takes.
+
+    It may even wait for us: a build whose builder adds what it is to build.
+    """
+    locks = PathLocks()
+    while not locks.try_acquire([path]):
+        on_wait(path)
+        time.sleep(_POLL)
+    return locks

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from executor.protocols import worker_frames as frames
@@ -20,11 +20,22 @@ from executor.protocols.channel import Channel
 from executor.protocols.errors import DisconnectedError
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 # Bytes of frames that wait for a client before those that may be lost are left out, and before
 # the client is given up.
 _SOFT_LIMIT = 4 << 20
 _HARD_LIMIT = 32 << 20
+# How many questions of one message are under way at once: a task takes far more than its question.
+_BATCH = 1000
+
+
+async def in_batches(ask: Callable[[A], Coroutine[Any, Any, T]], items: Iterable[A]) -> list[T]:
+    """The answers to many questions, in their order."""
+    listed, answers = list(items), list[T]()
+    for first in range(0, len(listed), _BATCH):
+        answers += await asyncio.gather(*map(ask, listed[first : first + _BATCH]))
+    return answers
 
 
 class Outbox:
@@ -35,8 +46,11 @@ class Outbox:
         self._size = 0
         self._dropped = 0
         self._lock = threading.Lock()
+        # How the client is told that something was left out.
+        self.word = frames.message
         self.wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.is_full = False
+        self._closed = False
 
     def put(self, frame: bytes, *, may_be_lost: bool = False) -> None:
         """From any thread; never waits."""
@@ -54,8 +68,11 @@ class Outbox:
             self.wake()
 
     def wake(self) -> None:
-        """Let the thread look."""
-        os.eventfd_write(self.wakeup, 1)
+        """Let the thread look. It may have seen the end of all by itself, and have gone."""
+        with self._lock:
+            # The number could be another file's by now.
+            if not self._closed:
+                os.eventfd_write(self.wakeup, 1)
 
     def take(self) -> list[bytes]:
         """All that waits."""
@@ -67,13 +84,16 @@ class Outbox:
             self._size = 0
             if self._dropped:
                 text = f"warning: {self._dropped} messages were left out, because you read slowly"
-                taken.append(frames.message(text))
+                taken.append(self.word(text))
                 self._dropped = 0
         return taken
 
     def close(self) -> None:
         """The end, when nobody puts anything any more."""
-        os.close(self.wakeup)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.wakeup)
 
 
 class LoopWork:

@@ -10,22 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from executor.build.context import BuildContext, StoreThread
 from executor.build.engine import Engine
 from executor.build.events import Event, Notice
 from executor.build.substitution import Substitution, open_substitution
 from executor.config import Settings
+from executor.formats.store_path import StorePath
 from executor.protocols.channel import Channel
 from executor.protocols.loop_work import LoopWork, Outbox
 from executor.protocols.peers import Client
 from executor.protocols.telling import notice_frame
+from executor.protocols.worker_messages import DerivedPath
 from executor.store.local import LocalStore
 from executor.store.location import StoreLocation
+from executor.store.path_info import PathInfo
 from executor.store.settings import StoreSettings
 
 T = TypeVar("T")
@@ -33,7 +36,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What all connections of a daemon have in common."""
+    """What all connections of a daemon have in common.
+
+    ``silent_settings`` hold for clients that send no options.
+    """
 
     engine: Engine
     loop: asyncio.AbstractEventLoop
@@ -41,23 +47,86 @@ class Host:
     settings: Settings
     version: str
     activity_ids: Iterator[int]
+    silent_settings: Settings | None = None
+
+
+class View(Protocol):
+    """What of the store a client may name, and is told of."""
+
+    shows_all: bool
+
+    def require(self, paths: Iterable[StorePath]) -> None:
+        """Raises ``InvalidPathError`` where one is not for it."""
+
+    def add(self, paths: Collection[StorePath]) -> None:
+        """The client has added or built valid paths."""
+
+    def require_build(
+        self, store: LocalStore, wishes: Sequence[DerivedPath], *, plain: bool
+    ) -> None:
+        """The same for what is to be built; ``plain``: not checked or repaired."""
+
+    def add_closure(self, store: LocalStore, paths: Collection[StorePath]) -> None:
+        """The client had some paths built: they and what they refer to."""
+
+    def shown(self, info: PathInfo) -> PathInfo:
+        """What the client is told of a path."""
+
+
+class Everything:
+    """The view of most clients."""
+
+    shows_all = True
+
+    def require(self, paths: Iterable[StorePath]) -> None:
+        """All are allowed."""
+
+    def add(self, paths: Collection[StorePath]) -> None:
+        """They are there for everybody."""
+
+    def require_build(
+        self, store: LocalStore, wishes: Sequence[DerivedPath], *, plain: bool
+    ) -> None:
+        """All may be built, in every way."""
+
+    def add_closure(self, store: LocalStore, paths: Collection[StorePath]) -> None:
+        """There for everybody, too."""
+
+    def shown(self, info: PathInfo) -> PathInfo:
+        """All that is known."""
+        return info
 
 
 class Session:
-    """Made and closed in the connection's thread."""
+    """Made and closed in the connection's thread.
 
-    def __init__(self, host: Host, client: Client, channel: Channel) -> None:
+    ``pay`` is told of memory that is held until its end, and raises if that is too much. ``hear``
+    is told what no listener of a ``run`` is; by default the client is.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        client: Client,
+        channel: Channel,
+        hear: Callable[[Event], None] | None = None,
+        *,
+        pay: Callable[[int], object] = lambda _size: None,
+    ) -> None:
         self.host = host
         self.client = client
-        self.settings = host.settings
+        self.settings = host.silent_settings or host.settings
         self.verbosity = 3
+        self.view: View = Everything()
         self.channel = channel
+        self._pay = pay
         self.outbox = Outbox()
         self._work = LoopWork(host.loop, channel, self.outbox)
         self._store: LocalStore | None = None
         self._thread: StoreThread | None = None
         self._substitution: Substitution | None = None
-        self._listener: Callable[[Event], None] = self._hear
+        self._hear = hear or self._tell_client
+        self._listener = self._hear
         self._ids = count(1)
 
     @property
@@ -65,6 +134,7 @@ class Session:
         """This connection's store, open from the first use on. Raises ``StoreError``."""
         if self._store is None:
             self._store = self.open_store()
+            self._store.temp_roots.pay = self._pay
         return self._store
 
     def open_store(self) -> LocalStore:
@@ -101,7 +171,11 @@ class Session:
         context = self.host.engine.context(self._thread, self.settings, self._emit, self._ids)
         if self._substitution is None:
             self._substitution = open_substitution(
-                self.settings, self._thread, emit=self._emit, number=context.new_build_id
+                self.settings,
+                self._thread,
+                emit=self._emit,
+                number=context.new_build_id,
+                watch=self._emit,
             )
         context.substitution = self._substitution
         return await work(context)
@@ -109,7 +183,7 @@ class Session:
     def _emit(self, event: Event) -> None:
         self._listener(event)
 
-    def _hear(self, event: Event) -> None:
+    def _tell_client(self, event: Event) -> None:
         """What nobody listens to but who asked a question: warnings of caches."""
         if isinstance(event, Notice) and event.level <= self.verbosity:
             self.outbox.put(notice_frame(event.level, event.text), may_be_lost=True)

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 from executor.build.activities import Field
+from executor.build.event_json import event_to_json
+from executor.build.events import BuildLogLine, BytesDone, Event, PostBuildLine
 from executor.protocols import worker_frames as frames
 from executor.protocols.loop_work import Outbox
 
 _RED, _MAGENTA, _END = "\x1b[31;1m", "\x1b[35;1m", "\x1b[0m"
 # Results that say the same again soon, or only show; without the others a display goes wrong.
 _LOG_LINE, _PROGRESS, _POST_BUILD_LINE = 101, 105, 107
+_LOSABLE = BuildLogLine | PostBuildLine | BytesDone
 _MAY_BE_LOST = frozenset({_LOG_LINE, _PROGRESS, _POST_BUILD_LINE})
 
 
@@ -31,6 +34,21 @@ def worded(level: int, text: str) -> str:
 def notice_frame(level: int, text: str) -> bytes:
     """The frame of a message."""
     return frames.message(worded(level, text))
+
+
+class EventTeller:
+    """Puts events as they are into the outbox of a client that asked for that."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    def take(self, event: Event) -> None:
+        """Tell it."""
+        frame = frames.event(event_to_json(event))
+        self._outbox.put(frame, may_be_lost=isinstance(event, _LOSABLE))
+
+    def close(self) -> None:
+        """Nothing is left open."""
 
 
 class FrameSink:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 from executor.errors import ExecutorError, FormatError
 from executor.formats.wire import EndOfStreamError
@@ -12,9 +13,9 @@ from executor.protocols import worker_frames as frames
 from executor.protocols.call import Call
 from executor.protocols.channel import Allowance, Channel, Purse
 from executor.protocols.errors import DisconnectedError, OperationError
-from executor.protocols.handlers.table import HANDLERS
+from executor.protocols.handlers.table import HANDLERS, Handler
 from executor.protocols.peers import Client
-from executor.protocols.session import Host, Session
+from executor.protocols.session import Host, Session, View
 from executor.protocols.worker_messages import MessageReader, MessageWriter
 from executor.protocols.worker_protocol import (
     CLIENT_MAGIC,
@@ -30,6 +31,8 @@ from executor.protocols.worker_protocol import (
 # One message may take so much memory, and what one user's connections read at one moment.
 MESSAGE_LIMIT = 256 << 20
 USER_LIMIT = 512 << 20
+# So long may a client take to say who it is: one byte a second is enough.
+HANDSHAKE_SECONDS = 90.0
 # How long a connection that is to end waits for what belongs to its last operation.
 _GRACE_SECONDS = 2.0
 _FEATURES_SINCE = 38
@@ -43,13 +46,24 @@ class WorkerConnection:
     """Serves one client until it goes; ``serve`` runs in a thread of its own."""
 
     def __init__(
-        self, host: Host, client: Client, channel: Channel, allowance: Allowance, log: Log
+        self,
+        host: Host,
+        client: Client,
+        channel: Channel,
+        allowance: Allowance,
+        log: Log,
+        *,
+        handlers: Mapping[Op, Handler] = HANDLERS,
+        view: View | None = None,
     ) -> None:
+        self._handlers = handlers
+        self._view = view
         self._host = host
         self._client = client
         self._channel = channel
         self._log = log
         self._purse = Purse(allowance, MESSAGE_LIMIT)
+        self._kept = Purse(allowance, MESSAGE_LIMIT, "what this connection keeps")
         self._reader = MessageReader(channel, host.location.store_dir, LATEST, self._purse.pay)
         self._lock = threading.Lock()
         self._busy = False
@@ -62,8 +76,12 @@ class WorkerConnection:
         Whatever goes wrong is told to the client, as far as that goes, and to the log.
         """
         try:
+            self._channel.deadline = time.monotonic() + HANDSHAKE_SECONDS
             self._handshake()
-            session = Session(self._host, self._client, self._channel)
+            self._channel.deadline = None
+            session = Session(self._host, self._client, self._channel, pay=self._kept.pay)
+            if self._view is not None:
+                session.view = self._view
             try:
                 while self._next_operation(session):
                     pass
@@ -79,6 +97,7 @@ class WorkerConnection:
             self._complain(f"internal error: {type(error).__name__}: {error}")
         finally:
             self._purse.empty()
+            self._kept.empty()
 
     def drain(self) -> bool:
         """End after the present operation and what comes with it, or at once if there is none.
@@ -95,7 +114,8 @@ class WorkerConnection:
         client = self._client
         self._log(
             f"connection of user '{client.name}' (pid {client.pid}) ended at {self.operation}: "
-            f"{reason}"
+            # Words of the client's may be in it, which must not look like lines of ours.
+            + " ".join(reason.splitlines())
         )
 
     # The handshake.
@@ -126,7 +146,8 @@ class WorkerConnection:
         if min(minor, LATEST.minor) >= _FEATURES_SINCE:
             names = [reader.text(_MAX_FEATURE) for _ in range(reader.number(_MOST_FEATURES))]
             features = frozenset(names)
-            writer.texts(sorted(LATEST.features))
+            # Only to who asks: others see what Nix's daemon sends.
+            writer.texts(sorted(LATEST.features & features))
             self._channel.write(writer.take())
         return agree(LATEST, minor, features)
 
@@ -154,10 +175,12 @@ class WorkerConnection:
     def _perform(self, session: Session, number: int) -> None:
         call = Call(session, self._reader, self._channel)
         try:
-            handler = HANDLERS.get(self._operation(number))
+            handler = self._handlers.get(self._operation(number))
             if handler is None:
                 raise FormatError(f"invalid operation {number}")
             handler(call)
+            # A client that doesn't read has us keep it.
+            self._purse.pay(call.answer.size)
             call.end()
             self._channel.write(call.answer.take())
             self._channel.flush()

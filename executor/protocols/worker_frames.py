@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from executor.errors import FormatError
 from executor.formats.wire import WireReader, WireWriter
-from executor.protocols.worker_protocol import Frame, Version
+from executor.protocols.worker_protocol import EVENT_KIND, Frame, Version
 
 Field = int | str
 # From here on errors are structured.
-_STRUCTURED_ERRORS = 26
+STRUCTURED_ERRORS = 26
 _MAX_FIELDS = 64
-_MAX_TRACES = 1 << 12
 
 
 def message(text: str) -> bytes:
@@ -34,7 +32,7 @@ def error(version: Version, text: str, *, status: int = 1) -> bytes:
     """The work has failed."""
     writer = WireWriter()
     writer.number(Frame.ERROR)
-    if version.minor >= _STRUCTURED_ERRORS:
+    if version.minor >= STRUCTURED_ERRORS:
         writer.text("Error")
         writer.number(0)  # level
         writer.text("Error")
@@ -80,6 +78,11 @@ def activity_result(number: int, kind: int, fields: Sequence[Field]) -> bytes:
     return writer.take()
 
 
+def event(text: str) -> bytes:
+    """Something that happened, as JSON, for who speaks ``EVENTS``."""
+    return activity_result(0, EVENT_KIND, [text])
+
+
 def ask_for_data(size: int) -> bytes:
     """The client is to send up to ``size`` bytes of what it adds (versions below 1.23)."""
     writer = WireWriter()
@@ -106,19 +109,3 @@ def read_fields(reader: WireReader) -> list[Field]:
         kind = reader.number(1)
         fields.append(reader.text() if kind else reader.number())
     return fields
-
-
-def read_error(reader: WireReader, version: Version) -> tuple[str, int]:
-    """Text and exit status of an error, behind its frame's number. Raises ``FormatError``."""
-    if version.minor < _STRUCTURED_ERRORS:
-        return reader.text(), reader.number()
-    if reader.text() != "Error":
-        raise FormatError("the server sent an error of an unknown type")
-    reader.number()
-    reader.text()
-    text = reader.text()
-    reader.number()
-    for _ in range(reader.number(_MAX_TRACES)):
-        reader.number()
-        text += "\n" + reader.text()
-    return text, 1

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from executor.build.result import BuildResult
+from executor.build.event_json import result_from_json, result_to_json
+from executor.build.result import BuildResult, BuildStatus
 from executor.derivation import Derivation, DerivationKind, parse_output, to_term
 from executor.errors import FormatError
 from executor.formats.hashes import HashAlgorithm, parse_hash
 from executor.formats.realisation import DrvOutput, Realisation
 from executor.formats.store_path import MAX_NAME, StoreDir, StorePath, check_name
-from executor.formats.wire import Source, WireReader, WireWriter
-from executor.protocols.worker_protocol import BuildMode, Version
+from executor.formats.wire import Source, WireReader, WireWriter, json_cost
+from executor.protocols.worker_protocol import EVENTS, BuildMode, Version
 from executor.store.path_info import PathInfo
 
 # A path of the protocol is the store directory (as long as Linux allows) and a base name.
@@ -24,6 +25,8 @@ MAX_PATH = 4096 + 256
 _MAX_WORD = 1 << 12
 _MAX_SIGNATURE = 1 << 12
 _MAX_TARGET = 1 << 16
+_MAX_TIME = (1 << 63) - 1
+_MAX_STATUS = int(BuildStatus.NO_SUBSTITUTERS)
 # Path infos have signatures and content addresses since then.
 SIGNED_INFOS = Version(16)
 
@@ -86,12 +89,13 @@ class MessageReader(WireReader):
         """What a build is for."""
         return BuildMode(self.number(max(BuildMode)))
 
+    def derived_path(self) -> DerivedPath:
+        """One thing that is wanted."""
+        return parse_derived_path(self.text(_MAX_TARGET), self.store_dir, self.version)
+
     def derived_paths(self) -> list[DerivedPath]:
         """What is wanted."""
-        return [
-            parse_derived_path(self.text(_MAX_TARGET), self.store_dir, self.version)
-            for _ in range(self.count())
-        ]
+        return [self.derived_path() for _ in range(self.count())]
 
     def drv_output(self) -> DrvOutput:
         """The key of a realisation."""
@@ -144,11 +148,51 @@ class MessageReader(WireReader):
             outputs=outputs,
             input_drvs={},
             input_srcs=self.paths(),
-            platform=self.text(),
+            platform=self._platform(),
             builder=self._no_nul(self.data()),
             args=tuple(self._no_nul(self.data()) for _ in range(self.count())),
             env={self._no_nul(self.data()): self._no_nul(self.data()) for _ in range(self.count())},
         )
+
+    def _platform(self) -> str:
+        try:
+            return self.data().decode()
+        except UnicodeDecodeError:
+            raise FormatError("a derivation's system is not UTF-8") from None
+
+    def build_result(self, drv_path: StorePath) -> BuildResult:
+        """How a build of ``drv_path`` went, as a server tells it (row P28)."""
+        number, message = self.number(), self.text()
+        start, stop = 0, 0
+        if self.version.minor >= 29:
+            self.number()  # times built
+            self.boolean()  # not deterministic: the status says so, too
+            start, stop = self.number(_MAX_TIME), self.number(_MAX_TIME)
+        user = system = None
+        if self.version.minor >= 37:
+            user, system = self._optional_number(), self._optional_number()
+        outputs = {}
+        if self.version.minor >= 28:
+            for _ in range(self.count()):
+                key = self.drv_output()
+                outputs[key.output] = self.realisation().path
+        if EVENTS in self.version.features:
+            told = self.data()
+            self.pay(json_cost(told))
+            return result_from_json(told.decode("utf-8", "surrogateescape"))
+        return BuildResult(
+            drv_path=drv_path,
+            status=_status(number, message),
+            message=message,
+            outputs=outputs,
+            start_time=float(start),
+            stop_time=float(stop),
+            cpu_user=user,
+            cpu_system=system,
+        )
+
+    def _optional_number(self) -> int | None:
+        return self.number(_MAX_TIME) if self.boolean() else None
 
     @staticmethod
     def _no_nul(data: bytes) -> bytes:
@@ -172,6 +216,10 @@ class MessageWriter(WireWriter):
     def optional_path(self, path: StorePath | None) -> None:
         """A store path, or an empty string for none."""
         self.text("" if path is None else self.store_dir.render(path))
+
+    def derived_path(self, wish: DerivedPath) -> None:
+        """What is wanted."""
+        self.text(render_wish(wish, self.store_dir))
 
     def paths(self, paths: Collection[StorePath]) -> None:
         """A set of store paths."""
@@ -243,11 +291,22 @@ class MessageWriter(WireWriter):
             for realisation in sorted(built.values(), key=lambda each: each.id):
                 self.text(str(realisation.id))
                 self.data(realisation.to_json())
+        if EVENTS in self.version.features:
+            self.text(result_to_json(result))
 
     def _optional_number(self, value: int | None) -> None:
         self.boolean(value is not None)
         if value is not None:
             self.number(value)
+
+
+def _status(number: int, message: str) -> BuildStatus:
+    """The status with a number of the protocol; what has none of its own is told by its words."""
+    if number > _MAX_STATUS:
+        return BuildStatus.MISC_FAILURE
+    if number == BuildStatus.OUTPUT_REJECTED and message.startswith("hash mismatch"):
+        return BuildStatus.HASH_MISMATCH
+    return BuildStatus(number)
 
 
 def _times_built(result: BuildResult) -> int:
@@ -282,6 +341,14 @@ def parse_derived_path(text: str, store_dir: StoreDir, version: Version) -> Deri
     for name in outputs:
         check_name(name)
     return DerivedPath(path=path, is_built=True, outputs=outputs, through=tuple(through), text=text)
+
+
+def render_wish(wish: DerivedPath, store_dir: StoreDir) -> str:
+    """What is wanted, as clients since 1.30 write it."""
+    words = [store_dir.render(wish.path), *wish.through]
+    if wish.is_built:
+        words.append(",".join(sorted(wish.outputs)) or "*")
+    return "!".join(words)
 
 
 def is_content_addressing(derivation: Derivation) -> bool:

@@ -24,9 +24,15 @@ class Version:
         return MAJOR << 8 | self.minor
 
 
+# A feature of ours: who asks for it is told events and results as they are (``event_json``), not
+# only what Nix's activities and results can say. Nix's clients don't ask, and hear nothing of it.
+EVENTS = "executor-events-1"
+# The result (of no activity) that carries an event.
+EVENT_KIND = 0x65786563
+
 # What Nix 2.34.8 speaks, and the oldest that we serve. Nix goes down to 1.18, but what 1.18 to
 # 1.20 send of archives hasn't been sent by anybody since 2018.
-LATEST = Version(38)
+LATEST = Version(38, frozenset({EVENTS}))
 OLDEST_MINOR = 21
 
 

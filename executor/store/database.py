@@ -5,9 +5,9 @@ set up as Nix does: write-ahead log, foreign keys, `synchronous` by the setting 
 Paths are texts as in the database; turning them into values is the business of queries.py.
 """
 
+import _sqlite3 as sqlite3  # what sqlite3 wraps in dates
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -140,7 +140,11 @@ class Database:
                 cached_statements=64,
                 check_same_thread=False,
             )
-            self._set_up(read_only, fsync_metadata, use_wal)
+            try:
+                self._set_up(read_only, fsync_metadata, use_wal)
+            except BaseException:
+                self._connection.close()
+                raise
         if create:
             self._create_schema()
 
@@ -211,7 +215,8 @@ class Database:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreError(f"{action} database '{self._path}': {error}") from error
+            text = f"{action} database '{self._path}': {error}"
+            raise _told(text, self._path, error) from error
 
     def _retry(self, action: Callable[[], _T]) -> _T:
         """Repeat while another process holds the write lock."""
@@ -335,3 +340,13 @@ class Database:
     def delete_path(self, path: str) -> None:
         """Remove a row with its references; StoreError if others refer to it."""
         self._run(_DELETE, path)
+
+
+def _told(text: str, path: str, error: sqlite3.Error) -> StoreError:
+    """SQLite says "disk I/O error" where there is no room for its files."""
+    from executor.store import errors, file_systems
+
+    if not file_systems.tells_of_no_room(error):
+        return StoreError(text)
+    place = file_systems.database_place(os.path.dirname(path))
+    return errors.NoRoomError(text + file_systems.notes_on(file_systems.full_file_systems([place])))

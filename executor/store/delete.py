@@ -150,6 +150,8 @@ class TreeDeleter:
             os.fchmod(fd, 0o700)
         if len(levels) > _OPEN_LEVELS:
             distant = levels[-1 - _OPEN_LEVELS]
+            # Listed again when we are back: with each level, memory would grow by a whole list.
+            distant.pending.clear()
             if distant.fd >= 0:
                 os.close(distant.fd)
                 distant.fd = -1

@@ -24,3 +24,9 @@ class PathInUseError(StoreError):
 
 class HashMismatchError(StoreError):
     """Imported contents don't have the hash or the size that was declared."""
+
+
+class NoRoomError(StoreError):
+    """There may have been no room for it; lines below the first say which file system is full."""
+
+    has_lines = True

@@ -6,6 +6,7 @@ Links are found by `link_roots`. What a user's process shows can add roots but t
 import errno
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -27,6 +28,17 @@ _NAME = rb"/[0-9a-z]+[0-9a-zA-Z+\-._?=]*"
 _STALE = b"d"
 # Seconds for the memory of a process whose user has another one that can't be read.
 _IMPATIENCE = 0.2
+# A look that takes less is not held against anybody.
+_QUICK_SECONDS = 1.0
+# Far more than an environment has (6 MiB at most) unless its process says otherwise, and more than
+# a table of mappings.
+_MOST_BYTES = {"environ": 64 << 20, "maps": 512 << 20}
+_MOST_NAMES = 200_000
+_PIECE = 1 << 16
+# No store path is longer, with the store's directory in front of it.
+_LONGEST = 4096 + 256
+# Who uses a path is told of so many processes and files; the others use it no less.
+_MOST_ORIGINS = 1000
 
 
 def find_temporary_roots(location: StoreLocation, report: Report) -> Roots:
@@ -76,14 +88,20 @@ def find_runtime_roots(
     own helpers. In a chroot store both spellings of a path count. Raises StoreError.
     """
     with Patience() as patience:
-        found = _ProcessScanner(location, report, patience).scan()
-    return {path: links for path, links in found.items() if is_valid(path)}
+        return _ProcessScanner(location, is_valid, report, patience).scan()
 
 
 class _ProcessScanner:
     """Reads /proc, and knows what a store path looks like there."""
 
-    def __init__(self, location: StoreLocation, report: Report, patience: Patience) -> None:
+    def __init__(
+        self,
+        location: StoreLocation,
+        is_valid: Callable[[StorePath], bool],
+        report: Report,
+        patience: Patience,
+    ) -> None:
+        self._is_valid = is_valid
         self._report = report
         self._patience = patience
         self._spent: dict[int, float] = {}
@@ -99,7 +117,7 @@ class _ProcessScanner:
             if name.isdigit():
                 self._process(f"/proc/{name}")
         for name in _KERNEL_PROGRAMS:
-            self._text(f"/proc/sys/kernel/{name}")
+            self._take(self._names_in(f"/proc/sys/kernel/{name}"), f"/proc/sys/kernel/{name}")
         return self._roots
 
     def _process(self, directory: str) -> None:
@@ -128,9 +146,10 @@ class _ProcessScanner:
         if spent >= SLOW_SECONDS:
             return
         # Those that can be read are read at once, also beside one of the same user that can't.
-        seconds = _IMPATIENCE if spent else LOOK_SECONDS
+        seconds, start = _IMPATIENCE if spent else LOOK_SECONDS, time.monotonic()
         try:
-            self._patience.call(lambda: self._text(path), seconds)
+            most = _MOST_BYTES[name]
+            found = self._patience.call(lambda: self._names_in(path, most), seconds)
         except NoAnswerError:
             if (user := _user(directory)) is None:
                 return  # it has ended now
@@ -139,15 +158,35 @@ class _ProcessScanner:
             if not spent:
                 self._report(f"warning: cannot read '{path}' of a process of user {user}")
             self._spent[user] = spent + seconds
+            return
+        self._take(found, path)
+        if (taken := time.monotonic() - start) > _QUICK_SECONDS:
+            user = _user(directory)
+            if user is not None and user not in {0, os.geteuid()}:
+                self._spent[user] = spent + taken
 
-    def _text(self, path: str) -> None:
+    def _names_in(self, path: str, most: int = _PIECE) -> set[bytes]:
+        """All store paths in a file, piece by piece; raises NoAnswerError for one without end.
+
+        Any process may say that its environment lies at any place of its memory, terabytes of
+        zeros, and make mappings faster than we read of them.
+        """
+        found: set[bytes] = set()
+        size, rest = 0, b""
         try:
             with open(path, "rb") as file:
-                data = file.read()
+                while piece := file.read(_PIECE):
+                    size += len(piece)
+                    found.update(self._pattern.findall(rest + piece))
+                    if size > most or len(found) > _MOST_NAMES:
+                        raise NoAnswerError
+                    rest = (rest + piece)[-_LONGEST:]
         except OSError as error:
             _unless_gone(path, error)
-            return
-        for text in set(self._pattern.findall(data)):
+        return found
+
+    def _take(self, texts: set[bytes], path: str) -> None:
+        for text in texts:
             self._add(os.fsdecode(text), path)
 
     def _add(self, text: str, origin: str) -> None:
@@ -155,7 +194,10 @@ class _ProcessScanner:
             if text.startswith(directory + "/"):
                 with suppress(FormatError):
                     path = StorePath.parse(text[length:].partition("/")[0])
-                    self._roots.setdefault(path, set()).add(origin)
+                    if path in self._roots or self._is_valid(path):
+                        origins = self._roots.setdefault(path, set())
+                        if len(origins) < _MOST_ORIGINS:
+                            origins.add(origin)
 
 
 def _user(directory: str) -> int | None:

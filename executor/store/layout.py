@@ -208,11 +208,18 @@ def _check_schema(schema: int) -> None:
 
 
 def _write_schema(path: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
+    """Whole or not at all: who opens the store at this moment, or after a crash, reads it."""
+    temporary = f"{path}.tmp-{os.getpid()}-{os.urandom(4).hex()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     try:
         os.write(fd, str(SCHEMA_VERSION).encode())
         os.fchmod(fd, _FILE_MODE)
         os.fsync(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     finally:
         os.close(fd)
 

@@ -74,7 +74,7 @@ class LocalStore:
             location.store_dir,
             sync_first=settings.sync_before_registering,
         )
-        self._temp_roots = TempRoots(location)
+        self.temp_roots = TempRoots(location)
         self._good: set[StorePath] = set()
         self._auto_collector = self._make_auto_collector()
         enabled = settings.ca_derivations and self._has_realisations()
@@ -127,7 +127,7 @@ class LocalStore:
             self._auto_collector.close()
         os.close(self._store_fd)
         self._store_fd = -1
-        self._temp_roots.close()
+        self.temp_roots.close()
         self._database.close()
         if self._big_lock >= 0:
             os.close(self._big_lock)
@@ -249,7 +249,7 @@ class LocalStore:
             settings=self.settings,
             queries=self._queries,
             registrar=self._registrar,
-            temp_roots=self._temp_roots,
+            temp_roots=self.temp_roots,
         )
 
     # Adding objects. `on_wait` is called with a real path whose lock somebody else holds.
@@ -398,7 +398,7 @@ class LocalStore:
     def add_temp_roots(self, paths: Iterable[StorePath]) -> None:
         """As add_temp_root, with one lock and one write for all of them."""
         if not self.read_only:
-            self._temp_roots.add(paths)
+            self.temp_roots.add(paths)
 
     def add_permanent_root(self, link: str, path: StorePath) -> str:
         """Make a symbolic link outside of the store that keeps `path`; returns its full path."""

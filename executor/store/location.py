@@ -1,7 +1,7 @@
 """Where a store is: store references ("auto", "local?root=/x", "/abs/dir") and NIX_* variables.
 
-Only stores on a file system of this machine are located here. References to other kinds (daemon,
-ssh, http) are recognised and refused with a message that says so.
+Stores on a file system of this machine and those behind a daemon's socket are located here.
+References to other kinds (ssh, http) are recognised and refused with a message that says so.
 """
 
 import os
@@ -61,6 +61,61 @@ class StoreLocation:
         return self.real_store_dir == self.store_dir.path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonAddress:
+    """A store behind a daemon that listens on a unix socket.
+
+    `location` is where its files are on this machine, by what the reference and the environment
+    say; `shown` is the reference as it was written.
+    """
+
+    socket: str
+    location: StoreLocation
+    shown: str
+
+
+def find_store(
+    text: str | None,
+    environ: Mapping[str, str],
+    *,
+    working_directory: str | None = None,
+) -> StoreLocation | DaemonAddress:
+    """What `text` names, as `parse_store_url` has it, and stores of daemons beside that.
+
+    "daemon" and "unix://" are the default socket (NIX_DAEMON_SOCKET_PATH, or below the state
+    directory), "unix:///path" another one. "auto" is the local store for whoever may change it, and
+    for others the daemon's where its socket is there. As in Nix, but for its chroot store in the
+    home directory, in which nobody but root could build here.
+    """
+    spec = environ.get("NIX_REMOTE", "auto") if text is None else text
+    base, _, query = spec.partition("?")
+    if base in ("", "auto"):
+        location = parse_store_url(spec, environ, working_directory=working_directory)
+        socket = default_socket(environ)
+        if os.access(location.state_dir, os.R_OK | os.W_OK) or not os.path.exists(socket):
+            return location
+        return DaemonAddress(socket=socket, location=location, shown="daemon")
+    if base != "daemon" and not base.startswith("unix://"):
+        return parse_store_url(spec, environ, working_directory=working_directory)
+    path = _percent_decode(spec, base.removeprefix("unix://")) if base != "daemon" else ""
+    parameters, warnings = _parse_query(spec, query)
+    for name in _OF_REMOTE_STORES & parameters.keys():
+        _integer(name, parameters.pop(name))
+    return DaemonAddress(
+        socket=_absolute("socket", path) if path else default_socket(environ),
+        location=_locate(None, parameters, warnings, environ),
+        shown=spec,
+    )
+
+
+def default_socket(environ: Mapping[str, str]) -> str:
+    """Where the machine's daemon listens."""
+    socket = environ.get("NIX_DAEMON_SOCKET_PATH")
+    if socket:
+        return _absolute("NIX_DAEMON_SOCKET_PATH", socket)
+    return f"{_default_dir(environ, 'NIX_STATE_DIR', DEFAULT_STATE_DIR)}/daemon-socket/socket"
+
+
 def parse_store_url(
     text: str | None, environ: Mapping[str, str], *, working_directory: str | None = None
 ) -> StoreLocation:
@@ -89,9 +144,8 @@ def _root_of_base(spec: str, base: str, working_directory: str | None) -> str | 
         return _absolute("root", _percent_decode(spec, rest))
     if base == "daemon" or (separator and scheme in _REMOTE_SCHEMES):
         raise ConfigError(
-            f"store '{spec}' is not a local store; only stores in a directory of this machine"
-            " can be opened (for example 'auto', 'local?root=/dir' or '/dir'); other kinds of"
-            " stores are not supported yet"
+            f"store '{spec}' is not a local store, which is needed here: one in a directory of this"
+            " machine (for example 'auto', 'local?root=/dir' or '/dir')"
         )
     if separator or "/" not in base:
         raise ConfigError(
@@ -146,6 +200,8 @@ def _locate(
     )
 
 
+# How many connections there may be to a remote store, and for how long: we have as few as need be.
+_OF_REMOTE_STORES = frozenset({"max-connections", "max-connection-age"})
 # Parameters of Nix's local store that have no meaning for an executor: they are checked for their
 # type and otherwise ignored without a word, so that one reference serves both programs.
 _WITHOUT_EFFECT: dict[str, Callable[[str, str], object]] = {

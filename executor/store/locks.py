@@ -141,6 +141,17 @@ def lock_holders(real_paths: Iterable[str]) -> tuple[int, ...]:
     return tuple(sorted(holders))
 
 
+def held_for_us(real_paths: Iterable[str], caller: int) -> bool:
+    """Whether locks that we can't get are held by a process that waits for us (0: there is none).
+
+    Where the kernel doesn't tell who holds them, the caller's word counts, which it is to Nix.
+    """
+    if not caller:
+        return False
+    holders = lock_holders(real_paths)
+    return not holders or holders == (caller,)
+
+
 def _lock_one(path: str, on_wait: Callable[[str], object] | None) -> int | None:
     lock_path = f"{path}.lock"
     while True:

@@ -16,6 +16,12 @@ from executor.store.descriptors import make_directories
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BUFFER = 64 * 1024
+# A compressed log without a byte in it.
+_NOTHING = b"BZh9\x17rE8P\x90" + bytes(4)
+# A block of Nix's level, 9, takes 7.6 MB to compress, one of level 1 takes 1.2. Most logs are
+# small, and what fits into a block of level 1 is the same at either, but for the level it names.
+_SMALL = 64 * 1024
+_LEVEL_AT = len(b"BZh")
 
 
 def log_path(log_dir: str, drv_path: StorePath, *, compress: bool) -> str:
@@ -34,7 +40,7 @@ class LogFile:
 
     def __init__(self, path: str, compress: bool) -> None:
         self.path = path
-        self._compressor = bz2.BZ2Compressor() if compress else None
+        self._stream = _Stream() if compress else None
         self._fd = _open_for_writing(path)
         self.size = 0
         self.error: OSError | None = None
@@ -46,7 +52,7 @@ class LogFile:
         Nix, and `error` tells why.
         """
         self.size += len(data)
-        self._write(data if self._compressor is None else self._compressor.compress(data))
+        self._write(data if self._stream is None else self._stream.compress(data))
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -61,8 +67,8 @@ class LogFile:
         if self._fd < 0:
             return
         try:
-            if self._compressor is not None:
-                self._write(self._compressor.flush())
+            if self._stream is not None:
+                self._write(self._stream.finish())
         finally:
             os.close(self._fd)
             self._fd = -1
@@ -77,6 +83,35 @@ class LogFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Stream:
+    """A bzip2 stream as Nix writes it, which needs its memory only where the content is large."""
+
+    def __init__(self) -> None:
+        self._small = bytearray()
+        self._compressor: bz2.BZ2Compressor | None = None
+
+    def compress(self, data: bytes) -> bytes:
+        """Take more; what of the stream is ready."""
+        if self._compressor is not None:
+            return self._compressor.compress(data)
+        self._small += data
+        if len(self._small) <= _SMALL:
+            return b""
+        self._compressor = bz2.BZ2Compressor()
+        data, self._small = bytes(self._small), bytearray()
+        return self._compressor.compress(data)
+
+    def finish(self) -> bytes:
+        """The rest of the stream."""
+        if self._compressor is not None:
+            return self._compressor.flush()
+        if not self._small:
+            return _NOTHING
+        stream = bytearray(bz2.compress(self._small, 1))
+        stream[_LEVEL_AT : _LEVEL_AT + 1] = b"9"
+        return bytes(stream)
 
 
 def _open_for_writing(path: str) -> int:

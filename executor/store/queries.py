@@ -48,7 +48,10 @@ class Queries:
         return self._database.path_id(self.render(path)) is not None
 
     def valid(self, paths: Iterable[StorePath]) -> set[StorePath]:
-        return self._parse_all(self._database.valid(self.render(path) for path in paths))
+        listed = list(paths)
+        if len(listed) <= 1:  # most questions are about none or one, and that is less work
+            return {path for path in listed if self.is_valid(path)}
+        return self._parse_all(self._database.valid(map(self.render, listed)))
 
     def all_valid(self) -> set[StorePath]:
         return self._parse_all(self._database.all_valid())
@@ -88,6 +91,8 @@ class Queries:
 
     def closure(self, paths: Iterable[StorePath], *, reverse: bool) -> set[StorePath]:
         start = set(paths)
+        if not start:
+            return start
         found = self._parse_all(
             self._database.closure((self.render(path) for path in start), reverse=reverse)
         )

@@ -10,7 +10,7 @@ delete the path.
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,16 +24,23 @@ from executor.store.locks import open_lock_file, try_lock, unlock
 if TYPE_CHECKING:
     import socket
 
-# Above the largest process id of Linux (2^22), below what Nix 2.8 can parse (2^31).
-_NAME_STEP = 1 << 22
+# Numbers above the largest process id of Linux (2^22), below what Nix 2.8 can parse (2^31).
+_OTHER_NAMES = range(1 << 22, 1 << 31)
 _NAME_TRIES = 500
 _RETRY_SECONDS = 0.1
+# What one root takes in memory and in its file, about.
+_ROOT_COST = 512
 
 
 class TempRoots:
-    """The temporary roots of one open store; they end with `close` or with the process."""
+    """The temporary roots of one open store; they end with `close` or with the process.
 
-    def __init__(self, location: StoreLocation) -> None:
+    `pay` is told what new ones cost, and raises where that is too much.
+    """
+
+    def __init__(
+        self, location: StoreLocation, pay: Callable[[int], object] = lambda _size: None
+    ) -> None:
         self._state_dir = location.state_dir
         self._store_dir: StoreDir = location.store_dir
         self._fd: int | None = None
@@ -41,6 +48,7 @@ class TempRoots:
         self._gc_lock: int | None = None
         self._socket: socket.socket | None = None
         self._added: set[StorePath] = set()
+        self.pay = pay
 
     def add(self, paths: Iterable[StorePath]) -> None:
         """Protect paths, which needn't be valid or exist yet; returns when the collector knows.
@@ -50,6 +58,7 @@ class TempRoots:
         new = [path for path in paths if path not in self._added]
         if not new:
             return
+        self.pay(_ROOT_COST * len(new))
         rendered = [self._store_dir.render(path).encode() for path in new]
         roots_fd = self._open_roots_file()
         if self._gc_lock is None:
@@ -98,8 +107,8 @@ class TempRoots:
     def _open_roots_file(self) -> int:
         if self._fd is not None:
             return self._fd
-        for attempt in range(_NAME_TRIES):
-            path = f"{self._state_dir}/temproots/{os.getpid() + attempt * _NAME_STEP}"
+        for name in _names():
+            path = f"{self._state_dir}/temproots/{name}"
             fd = _claim(path)
             if fd is not None:
                 self._fd, self._path = fd, path
@@ -125,6 +134,17 @@ class TempRoots:
             os.close(self._gc_lock)
             self._gc_lock = None
         self._added.clear()
+
+
+def _names() -> Iterator[int]:
+    """Our process id, as Nix has it; then numbers that are no process's.
+
+    Any of them, and not a few that follow from the process id: a daemon has a file for each of its
+    connections, and strangers could take all of a few.
+    """
+    yield os.getpid()
+    for _ in range(_NAME_TRIES):
+        yield _OTHER_NAMES[int.from_bytes(os.urandom(8)) % len(_OTHER_NAMES)]
 
 
 def _claim(path: str) -> int | None:
@@ -178,8 +198,17 @@ def make_indirect_root(location: StoreLocation, link: str) -> None:
 def make_root_link(location: StoreLocation, link: str, path: StorePath) -> str:
     """Make `link` point to a store path, and register it; returns the canonical link path.
 
-    The caller has a temporary root on `path`. Raises StoreError if `link` lies in the store, or
-    exists and isn't a link into the store.
+    The caller has a temporary root on `path`. Raises StoreError as `make_link` does.
+    """
+    link = make_link(location, link, path)
+    make_indirect_root(location, link)
+    return link
+
+
+def make_link(location: StoreLocation, link: str, path: StorePath) -> str:
+    """Make `link` point to a store path; returns the canonical link path.
+
+    Raises StoreError if `link` lies in the store, or exists and isn't a link into the store.
     """
     link = os.path.normpath(os.path.join(os.getcwd(), link))
     store = location.store_dir.path
@@ -188,7 +217,6 @@ def make_root_link(location: StoreLocation, link: str, path: StorePath) -> str:
     if os.path.lexists(link) and not (os.path.islink(link) and _is_below(os.readlink(link), store)):
         raise StoreError(f"cannot create symlink '{link}'; already exists")
     _replace_link(link, location.store_dir.render(path))
-    make_indirect_root(location, link)
     return link
 
 

@@ -1,6 +1,8 @@
 """The system calls that the store needs and Python lacks: openat2, renameat2, private mounts.
 
-The only module of the store with ctypes; each function is checked and raises ``OSError``.
+And two of the C library, for processes that live long: what its memory is divided into, and giving
+back what is free. The only module of the store with ctypes; each system call is checked and raises
+``OSError``.
 """
 
 import ctypes
@@ -17,6 +19,7 @@ _RESOLVE_BENEATH = 0x08
 _CLONE_NEWNS = 0x00020000
 _MS_REMOUNT_BIND = 0x20 | 0x1000
 _RENAME_EXCHANGE = 2
+_M_ARENA_MAX = -8
 
 
 class _OpenHow(ctypes.Structure):
@@ -75,3 +78,17 @@ def remount_writable(path: str) -> None:
     if libc.mount(None, os.fsencode(path), b"none", flags, None) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), path)
+
+
+def limit_arenas(count: int) -> None:
+    """Let threads share memory to allocate from, before there are any; glibc makes 8 a core."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, count)
+
+
+def give_memory_back() -> None:
+    """Give the kernel what is free, wherever it lies; glibc keeps what isn't at an end."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

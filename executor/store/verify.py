@@ -38,7 +38,7 @@ class Verifier:
         that is reported, but is no problem. Nor are bad files in `.links`, which are removed with
         `repair_links`: no path needs them. Returns the problems.
         """
-        self.report("reading the store...")
+        self.report("reading the Nix store...")
         lock = open_lock_file(f"{self.state_dir}/gc.lock")
         try:
             # Shared: no collector runs meanwhile, so that what is valid also exists.
@@ -161,7 +161,9 @@ class Verifier:
 
     def _check_metadata(self, name: bytes, text: str) -> None:
         try:
-            checker = _MetadataChecker(self.ignored_acls)
+            checker = _MetadataChecker(
+                self.ignored_acls, frozenset({0, os.fstat(self.store_fd).st_uid})
+            )
             TreeReader(_ignore, policy=checker, metadata_only=True).read(self.store_fd, name)
         except UnacceptableTreeError as error:
             self._problem(f"path '{text}': {error}")
@@ -174,6 +176,7 @@ class _MetadataChecker:
     """A policy that changes nothing and refuses what isn't canonical."""
 
     ignored_acls: frozenset[str]
+    owners: frozenset[int]
 
     def on_open(self, fd: int, status: os.stat_result, /) -> None:
         mode = stat.S_IMODE(status.st_mode)
@@ -186,6 +189,8 @@ class _MetadataChecker:
         self._check(status, list_attributes(path_below(directory_fd, name)))
 
     def _check(self, status: os.stat_result, attributes: list[str]) -> None:
+        if status.st_uid not in self.owners:
+            raise UnacceptableTreeError(f"file belongs to user {status.st_uid}")
         if int(status.st_mtime) != STORE_MTIME:
             raise UnacceptableTreeError("file has another modification time than 1")
         if extra := set(attributes) - self.ignored_acls:

@@ -241,7 +241,7 @@ class Workshop:
             "NIX_CONF_DIR": str(self.directory / "conf"),
             "NIX_CONFIG": f"sandbox-paths = {paths}\nbuild-users-group =\n"
             "fsync-metadata = false\nsubstituters =\n"
-            + ("" if network == "host" else f"fod-network = {network}\n"),
+            + ("" if network == "isolated" else f"fod-network = {network}\n"),
         }
 
     def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from executor.build.events import (
@@ -131,6 +133,42 @@ def test_a_failure_stops_everything_else_without_keep_going(workshop: Workshop) 
         BuildStatus.CANCELLED,
     ]
     assert set(run.started) <= {bad.path, running.path}
+    assert workshop.leftovers() == []
+
+
+def test_one_target_stands_for_a_run_that_ended_without_keep_going(workshop: Workshop) -> None:
+    """As in Nix: who asked for more hears of the first alone, whatever else came of it."""
+    bad = workshop.make("bad", FAIL)
+    above = [workshop.make(f"above{number}", inputs=[bad]) for number in range(2)]
+    run = workshop.build(bad, *above)
+    assert [result.status for result in run.results] == [
+        BuildStatus.PERMANENT_FAILURE,
+        BuildStatus.CANCELLED,
+        BuildStatus.CANCELLED,
+    ]
+    statuses = [result.status for result in workshop.build(*above).results]
+    assert statuses == [BuildStatus.DEPENDENCY_FAILED, BuildStatus.CANCELLED]
+
+
+@pytest.mark.parametrize(
+    ("hook", "cause"),
+    [
+        ("sleep 0.7", FailureCause.EXEC),
+        ("sleep 0.7; printf 'extra-sandbox-paths\\n/none=/nowhere\\n\\n'", FailureCause.SETUP),
+        ("sleep 0.7; exit 1", FailureCause.SETUP),
+    ],
+)
+def test_of_builders_that_can_not_start_the_first_by_name_is_told(
+    workshop: Workshop, tmp_path: Path, hook: str, cause: FailureCause
+) -> None:
+    """As in Nix, which sets up one after the other: here the first takes longer than the second."""
+    script = tmp_path / "hook"
+    script.write_text(f'#!/bin/sh\ncase "$1" in *-first.drv) {hook};; esac\n')
+    script.chmod(0o755)
+    second = workshop.make("second", builder=b"/bin/missing")
+    first = workshop.make("first", builder=b"/bin/missing")
+    run = workshop.build(second, first, max_jobs=2, pre_build_hook=str(script))
+    assert [result.cause for result in run.results] == [FailureCause.CANCELLED, cause]
     assert workshop.leftovers() == []
 
 

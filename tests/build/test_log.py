@@ -55,7 +55,7 @@ def test_structured_lines_are_honoured(line: bytes, entry: object) -> None:
         b'@nix {"action":"stop","id":1}',
         b'@nix {"action":"result","type":105,"fields":[1,2,3]}',
         b'@nix {"action":"start","id":1,"type":105,"text":"x"}',
-        b'@nix {"action":"setPhase","phase":7}',
+        b'@nix {"action":"nothing that is known"}',
     ],
 )
 def test_what_could_forge_the_state_of_others_is_dropped(line: bytes) -> None:
@@ -66,14 +66,34 @@ def test_what_could_forge_the_state_of_others_is_dropped(line: bytes) -> None:
     "line",
     [
         b"@nix " + b"[" * 200_000,
-        b'@nix {"action":',
-        b"@nix " + b"9" * 5000,
-        b"@nix [1]",
+        b"@nix " + b"[" * 60_000,
         b'@nix {"a":"' + b"x" * 70_000 + b'"}',
     ],
 )
-def test_malformed_structured_lines_are_text(line: bytes) -> None:
+def test_excessive_structured_lines_are_text(line: bytes) -> None:
     assert entries(line + b"\n") == [TextLine(line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (b'@nix {"action":', "bad JSON log message from the derivation builder: "),
+        (b"@nix ][", "bad JSON log message from the derivation builder: "),
+        (b"@nix " + b"9" * 5000, "bad JSON log message from the derivation builder: "),
+        (b"@nix 1", "Unable to handle a JSON message from the derivation builder: "),
+        (b"@nix [1]", "Unable to handle a JSON message from the derivation builder: "),
+        (b"@nix {}", "Unable to handle a JSON message from the derivation builder: "),
+        (b'@nix {"action": null}', "Unable to handle a JSON message from the derivation builder: "),
+        (b'@nix {"action":"setPhase","phase":7}', "Unable to handle a JSON message from the "),
+        (b'@nix {"action":"msg","level":1}', "Unable to handle a JSON message from the "),
+    ],
+)
+def test_malformed_structured_lines_are_text_and_told(line: bytes, complaint: str) -> None:
+    told, shown = entries(line + b"\n")
+    assert isinstance(told, MessageLine)
+    assert told.level == 1
+    assert told.text.startswith(complaint)
+    assert shown == TextLine(line)
 
 
 def test_an_endless_line_is_handed_on_in_pieces() -> None:

@@ -61,6 +61,17 @@ def facts() -> dict[str, object]:
     }
 
 
+def test_what_a_network_lacks_is_named_with_its_package_and_the_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    (found,) = [result for result in run_probes() if result.name == "network of fixed outputs"]
+    assert not found.works
+    assert not found.required
+    assert found.detail == "the program 'pasta' is not there: install the Debian package 'passt'"
+    assert "'fod-network' is 'host' or 'none'" in found.remedy
+
+
 def refuse() -> str:
     raise PermissionError(1, "Operation not permitted")
 

@@ -148,6 +148,16 @@ def test_spares_go_with_the_executor(rounds: Rounds) -> None:
     assert os.listdir(rounds.directory) == ["builds"]
 
 
+def test_spares_are_given_up_while_nothing_is_built_and_kept_again_later(rounds: Rounds) -> None:
+    rounds.run("a", nothing)
+    assert len(os.listdir(rounds.builds)) == 1
+    rounds.spares.drop()
+    assert os.listdir(rounds.builds) == []
+    rounds.run("b", nothing)
+    assert len(os.listdir(rounds.builds)) == 1
+    rounds.spares.close()
+
+
 def test_a_spare_of_a_killed_executor_is_swept(rounds: Rounds) -> None:
     rounds.run("a", nothing)
     spare = rounds.spares.take()

@@ -125,8 +125,9 @@ def test_a_signal_at_any_moment_of_the_start(workshop: Workshop, number: signal.
         time.sleep(0.03 + chooser.random() * 0.5)
         process.send_signal(number)
         _stdout, stderr = process.communicate(timeout=30)
-        assert process.returncode in (128 + number, -number), stderr
-        # Of Python's own start nobody can say anything.
+        # Of Python's own start nobody can say anything: it makes 1 of a KeyboardInterrupt there.
+        early = number == signal.SIGINT and "KeyboardInterrupt" in stderr
+        assert process.returncode in (128 + number, -number) or early, stderr
         assert "Traceback" not in stderr or "executor/cli" not in stderr, stderr
         assert temporary_roots(workshop) == [] or process.returncode < 0, stderr
     assert workshop.leftovers() == []

@@ -83,8 +83,10 @@ class RunningDaemon:
         return self.process.wait(90)
 
 
-def start_daemon(directory: Path, *words: str, settings: str = "") -> RunningDaemon:
-    """Start a daemon with a store of its own."""
+def start_daemon(
+    directory: Path, *words: str, settings: str = "", changes: str = ""
+) -> RunningDaemon:
+    """Start a daemon with a store of its own; ``changes`` is Python that is run before."""
     Path("/nix").mkdir(exist_ok=True)
     (directory / "root" / "nix").mkdir(parents=True)
     (directory / "etc").mkdir()
@@ -98,10 +100,11 @@ def start_daemon(directory: Path, *words: str, settings: str = "") -> RunningDae
         "PYTHONPATH": str(Path(__file__).parent.parent.parent),
     }
     run = directory / "run"
+    program = f"{changes}\nfrom executor.cli.entry import start\nstart()"
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-W", "error", "-m", "executor", "daemon"),
+                *(sys.executable, "-W", "error", "-c", program, "daemon"),
                 *("--store", str(directory / "root"), "--socket", str(run / "socket"), *words),
             ],
             env=environment,
@@ -207,6 +210,9 @@ class RawClient:
         while (frame := self.number()) == 0x6F6C6D67:
             self.data()
         assert frame == 0x63787470, hex(frame)
+        return self._error()
+
+    def _error(self) -> str:
         if self.minor < 26:
             message = self.data().decode()
             self.number()
@@ -222,6 +228,7 @@ class RawClient:
         """The work is done."""
         while (frame := self.number()) == 0x6F6C6D67:
             self.data()
+        assert frame != 0x63787470, self._error()
         assert frame == 0x616C7473, hex(frame)
 
     def is_closed(self) -> bool:

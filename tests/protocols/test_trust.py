@@ -17,6 +17,7 @@ import pytest
 
 from executor.formats import base32
 from executor.protocols.worker_protocol import Op
+from tests.build.conftest import wait_until
 from tests.protocols.conftest import (
     RawClient,
     RunningDaemon,
@@ -170,6 +171,26 @@ def test_row_149_a_realisation_without_a_signature_is_refused(
     stranger.send(number(Op.QUERY_REALISATION), text(key))
     stranger.last()
     assert stranger.number() == 0
+
+
+@pytest.mark.parametrize("minor", [30, 38])
+def test_row_149_a_trusted_client_is_believed(daemon: RunningDaemon, minor: int) -> None:
+    client = RawClient(daemon.connect(), minor)
+    client.greet()
+    data = f"realised {minor}"
+    client.send(number(Op.ADD_TEXT_TO_STORE), text("x"), text(data), number(0))
+    client.last()
+    path = client.data().decode()
+    key, name = f"sha256:{minor:064}!out", path.rpartition("/")[2]
+    fields = {"dependentRealisations": {}, "id": key, "outPath": name, "signatures": []}
+    whole = (text(key), text(name)) if minor < 31 else (text(json.dumps(fields)),)
+    client.send(number(Op.REGISTER_DRV_OUTPUT), *whole)
+    client.last()
+    client.send(number(Op.QUERY_REALISATION), text(key))
+    client.last()
+    assert client.number() == 1
+    found = client.data().decode()
+    assert found == path if minor < 31 else json.loads(found) == fields
 
 
 def basic_derivation(output: tuple[str, str, str, str]) -> bytes:
@@ -425,3 +446,52 @@ def test_standard_input_and_output_are_served(tmp_path: Path) -> None:
     words = [word for (word,) in struct.iter_unpack("<Q", done.stdout)]
     assert words[:2] == [0x6478696F, 1 << 8 | 38]
     assert words[-4:] == [1, 0x616C7473, 0x616C7473, 0]
+
+
+def test_row_145_a_client_can_not_write_lines_of_its_own_into_the_log(
+    daemon: RunningDaemon,
+) -> None:
+    client = RawClient(daemon.connect())
+    client.greet()
+    client.send(number(Op.NAR_FROM_PATH), text("/etc/x\nconnection of user 'root' is forged"))
+    assert "not in the store directory" in client.error()
+    assert client.is_closed()
+    wait_until(lambda: "is forged" in daemon.log, "the log")
+    (line,) = [line for line in daemon.log.splitlines() if "is forged" in line]
+    assert line.startswith("connection of user 'root' (pid ")
+
+
+def test_row_152_distrust_is_not_lost_on_the_way_to_a_daemon(daemon: RunningDaemon) -> None:
+    done = subprocess.run(
+        [
+            *("python3", "-m", "executor", "daemon", "--stdio", "--force-untrusted"),
+            *("--store", f"unix://{daemon.socket_path}"),
+        ],
+        input=number(0x6E697863) + number(1 << 8 | 35) + number(0) * 2,
+        capture_output=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        cwd=Path(__file__).parent.parent.parent,
+    )
+    assert (done.returncode != 0, done.stdout) == (True, b"")
+    assert b"--force-untrusted needs a store of this machine" in done.stderr
+
+
+def test_row_147_who_knocks_all_the_time_takes_no_descriptors_and_fills_no_log(
+    strict: RunningDaemon,
+) -> None:
+    fds = Path(f"/proc/{strict.process.pid}/fd")
+    before, count = len(os.listdir(fds)), 400
+    os.seteuid(33)
+    try:
+        for _ in range(count):
+            strict.connect()
+    finally:
+        os.seteuid(0)
+    # All of them hold on; those that were told why are let go a second later.
+    wait_until(lambda: "more connections away" in strict.log, "the end of the crowd")
+    told = sum("turned a connection away" in line for line in strict.log.splitlines())
+    assert told < count / 2
+    wait_until(lambda: len(os.listdir(fds)) < before + 40, "descriptors")
+    assert as_user(strict, 1).greet() == 1

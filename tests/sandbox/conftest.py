@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -128,13 +127,3 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     """Every promise holds for a root that is made for one sandbox, and for a prepared one."""
     os.chmod(tmp_path, 0o700)
     return Bench(tmp_path, from_template=request.param == "template")
-
-
-@pytest.fixture(scope="session")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The static C program that makes raw system calls; see probe.c."""
-    directory = tmp_path_factory.mktemp("probe")
-    source = Path(__file__).with_name("probe.c")
-    program = directory / "probe"
-    subprocess.run(["gcc", "-static", "-O1", "-o", program, source], check=True)
-    return program

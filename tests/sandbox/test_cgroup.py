@@ -99,7 +99,7 @@ def test_nothing_of_the_groups_is_left_when_the_spawner_has_been_closed(bench: B
         await bench.finish(process, read_end)
 
     with_spawner(go)
-    assert during > before
+    assert during - before  # others may have ended meanwhile
     assert set(sessions(own_group())) <= before
     assert set(os.listdir("/run/executor/cgroups")) <= records
 

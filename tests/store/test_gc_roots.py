@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,3 +210,79 @@ def test_hash_parts() -> None:
     assert hash_part(f"{digest}-".encode() + b"\xff" * 220) == digest
     for name in (b"", b"tmp-1", digest.encode(), b"\xff" * 32 + b"-x", b"." * 32 + b"-x"):
         assert hash_part(name) is None
+
+
+_LIAR = r"""
+#define _GNU_SOURCE
+#include <linux/prctl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+  unsigned long size = 1UL << 38, here = (unsigned long)&main & ~4095UL;
+  char *place = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                     -1, 0);
+  if (place == MAP_FAILED || setuid(61234)) return 1;
+  strcpy(place + 300, argv[1]);
+  strcpy(place + (1 << 20) - 20, argv[2]);
+  struct prctl_mm_map map = {
+      .start_code = here, .end_code = here + 1, .start_data = here, .end_data = here + 1,
+      .start_brk = here + 4096, .brk = here + 4096, .start_stack = (unsigned long)&size,
+      .arg_start = (unsigned long)place, .arg_end = (unsigned long)place + 10,
+      .env_start = (unsigned long)place, .env_end = (unsigned long)place + size, .exe_fd = -1};
+  if (prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0)) return 2;
+  puts("ready");
+  fflush(stdout);
+  for (;;) {
+    if (argc < 4) { pause(); continue; }
+    /* Mappings that go up as fast as somebody reads of them. */
+    for (char *at = place; at < place + size; at += 8192) {
+      mprotect(at, 4096, PROT_READ);
+      if (at > place + (1 << 26)) mprotect(at - (1 << 26), 4096, PROT_READ | PROT_WRITE);
+    }
+  }
+}
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("more", [[], ["mappings"]])
+def test_memory_without_end_is_not_read_without_end(
+    store: LocalStore, scratch: Path, more: list[str]
+) -> None:
+    """A process may call a quarter of a terabyte its environment: the rest is found anyway."""
+    (scratch / "liar.c").write_text(_LIAR)
+    liar = scratch / "liar"
+    subprocess.run(["gcc", "-O1", "-o", liar, scratch / "liar.c"], check=True, timeout=60)
+    early, other, honest = _paths(store, 3)
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "from executor.store.local import LocalStore\n"
+        "from executor.store.location import parse_store_url\n"
+        "with LocalStore.open(parse_store_url(sys.argv[1], {})) as store:\n"
+        "    found = store.find_roots(report=print)\n"
+        "print('found', *(path.base_name for path in found))\n"
+    )
+    names = [store.store_dir.render(path) for path in (early, other)]
+    with (
+        subprocess.Popen([liar, *names, *more], stdout=subprocess.PIPE) as process,
+        _process("", WHERE=store.store_dir.render(honest)),
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program, store.location.state_dir.removesuffix("/nix/var/nix")],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        process.kill()
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 60
+    assert honest.base_name in done.stdout.splitlines()[-1]
+    assert f"of a process of user {USER}" in done.stdout

@@ -252,3 +252,30 @@ def test_use_after_fork_is_refused(store: LocalStore) -> None:
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert store.is_valid(path)
+
+
+_ONLOOKER = """
+import sys
+for number in range(25):
+    path = f"{sys.argv[1]}/new{number}/nix/var/nix/db/schema"
+    while True:
+        try:
+            with open(path, "rb", buffering=0) as file:
+                data = file.read()
+        except FileNotFoundError:
+            continue
+        if data == b"10":
+            break
+        print("saw", data, flush=True)
+"""
+
+
+def test_a_new_store_may_be_opened_by_others_at_any_moment(scratch: Path) -> None:
+    """The first makes it while others look: nobody sees a file that is half written."""
+    words = [sys.executable, "-c", _ONLOOKER, str(scratch)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as onlooker:
+        for number in range(25):
+            LocalStore.open(parse_store_url(str(scratch / f"new{number}"), {})).close()
+        seen, _errors = onlooker.communicate(timeout=60)
+    assert seen == ""
+    assert os.listdir(scratch / "new0/nix/var/nix/db").count("schema") == 1

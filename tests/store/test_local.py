@@ -397,6 +397,8 @@ def test_unprivileged_store(scratch: Path, nix: Nix) -> None:
         "import os, subprocess, sys\n"
         "from executor.store.local import LocalStore\n"
         "from executor.store.location import parse_store_url\n"
+        # Before the user changes, who may not be able to enter the checkout.
+        "import executor.store.add, executor.store.verify\n"
         "LocalStore.open(parse_store_url(sys.argv[1], {})).close()\n"
         "subprocess.run(['chown', '-R', '30011:30011', sys.argv[3]], check=True)\n"
         "os.setgroups([]); os.setgid(30011); os.setuid(30011)\n"

@@ -1,6 +1,8 @@
 """Build logs: where they are, and that Nix can read ours and we can read Nix's."""
 
 import bz2
+import tracemalloc
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,31 @@ def test_round_trip(scratch: Path, compress: bool) -> None:
     assert read_log(str(scratch), _DRV) == b"one\n\xff\x00two"
     suffix = ".bz2" if compress else ""
     assert path == f"{scratch}/drvs/0c/5b4rqqbwqhhp30jhjlh2bjzrpz1v2k-hello.drv{suffix}"
+
+
+@pytest.mark.parametrize("size", [0, 1, 9_999, 10_001, 65_536, 65_537, 99_999, 2_000_000])
+def test_a_compressed_log_is_what_bzip2_makes_of_it_in_large_blocks(
+    scratch: Path, size: int
+) -> None:
+    """As Nix does, whatever pieces it came in, and however little there is."""
+    content = b"".join(b"line %d of it\n" % number for number in range(size // 12 + 1))[:size]
+    path = log_path(str(scratch), _DRV, compress=True)
+    with LogFile(path, compress=True) as log:
+        for at in range(0, size, 7001):
+            log.write(content[at : at + 7001])
+    assert Path(path).read_bytes() == bz2.compress(content, 9)
+
+
+def test_small_logs_that_are_being_written_take_little_memory(scratch: Path) -> None:
+    """Hundreds of builds may run at once; bzip2's large blocks would take 7.6 MB for each."""
+    with ExitStack() as stack:
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        for number in range(20):
+            log = stack.enter_context(LogFile(f"{scratch}/{number}.bz2", compress=True))
+            log.write(b"hello\n" * 1000)
+        _now, most = tracemalloc.get_traced_memory()
+    assert most < 2_000_000
 
 
 def test_plain_log_is_visible_while_it_grows(scratch: Path) -> None:

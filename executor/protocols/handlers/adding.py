@@ -10,10 +10,11 @@ from executor.derivation import parse_method
 from executor.errors import FormatError, StoreError
 from executor.formats.content_address import IngestionMethod
 from executor.formats.hashes import HashAlgorithm
+from executor.formats.realisation import Realisation
 from executor.formats.store_path import StorePath
 from executor.formats.wire import Source
 from executor.protocols.call import Call
-from executor.protocols.errors import RefusedError
+from executor.protocols.errors import DisconnectedError, RefusedError
 from executor.protocols.imports import add_archive, add_contents, require_signature
 from executor.protocols.worker_messages import SIGNED_INFOS
 from executor.store.log_files import LogFile, log_path
@@ -37,12 +38,14 @@ def add_to_store(call: Call) -> None:
     source = call.framed()
     if repair:
         _require_repair(call)
+    call.session.view.require(references)
     method, algorithm = _method(address)
     path = add_contents(
         call.store, name, source, method, algorithm, references, _waiting(call), repair=repair
     )
+    call.session.view.add([path])
     call.answer.path(path)
-    call.answer.path_info(call.store.query_path_info(path))
+    call.answer.path_info(call.session.view.shown(call.store.query_path_info(path)))
 
 
 def _method(address: str) -> tuple[IngestionMethod, HashAlgorithm]:
@@ -70,10 +73,11 @@ def _add_to_store_old(call: Call) -> None:
         method,
         HashAlgorithm.parse(algorithm if fixed else "sha256"),
         frozenset(),
-        lambda _path: None,
+        _waiting(call),
         as_archive=True,
     )
     call.begin()
+    call.session.view.add([path])
     call.answer.path(path)
 
 
@@ -81,6 +85,7 @@ def add_text_to_store(call: Call) -> None:
     """A text (before 1.25)."""
     name, data, references = call.read.text(_MAX_NAME), call.read.data(), call.read.paths()
     call.begin()
+    call.session.view.require(references)
     path = add_contents(
         call.store,
         name,
@@ -90,6 +95,7 @@ def add_text_to_store(call: Call) -> None:
         references,
         _waiting(call),
     )
+    call.session.view.add([path])
     call.answer.path(path)
 
 
@@ -121,9 +127,13 @@ def _add_archive(
 ) -> None:
     if repair:
         _require_repair(call)
+    view = call.session.view
+    view.require(info.references - {info.path})
     if not unchecked and _signatures_required(call):
         require_signature(call.store, info, call.session.settings.trusted_public_keys)
-    add_archive(call.store, info, source, _waiting(call), repair=repair)
+    prove = not view.shows_all
+    add_archive(call.store, info, source, _waiting(call), repair=repair, prove=prove)
+    view.add([info.path])
 
 
 def _signatures_required(call: Call) -> bool:
@@ -137,8 +147,18 @@ def _require_repair(call: Call) -> None:
 
 
 def _waiting(call: Call) -> Callable[[str], None]:
-    """Tells the client which lock it waits for."""
-    return lambda path: call.report(f"waiting for lock on '{path}'")
+    """Tells the client once which lock it waits for, and gives up when it goes."""
+    told = not call.begun  # it doesn't listen before
+
+    def wait(path: str) -> None:
+        nonlocal told
+        if call.channel.hung_up:
+            raise DisconnectedError("the client has gone")
+        if not told:
+            call.report(f"waiting for lock on '{path}'")
+        told = True
+
+    return wait
 
 
 def add_signatures(call: Call) -> None:
@@ -152,13 +172,16 @@ def add_signatures(call: Call) -> None:
 def register_drv_output(call: Call) -> None:
     """What an output came to be."""
     if call.version.minor < 31:
-        raise FormatError("realisations of this protocol version are not supported")
-    realisation = call.read.realisation()
+        realisation = Realisation(call.read.drv_output(), call.read.base_path())
+    else:
+        realisation = call.read.realisation()
     call.begin()
     if not call.store.realisations.enabled:
         raise StoreError("experimental Nix feature 'ca-derivations' is disabled")
+    # Who is trusted may add any object without a signature, too; stock Nix believes everybody.
     keys = parse_public_keys(call.session.settings.trusted_public_keys)
-    if _signatures_required(call) and not verify_realisation(realisation, keys):
+    believed = call.trusted or not _signatures_required(call)
+    if not (believed or verify_realisation(realisation, keys)):
         raise RefusedError(
             f"cannot register realisation '{realisation.id}' because it lacks a signature by a "
             "trusted key"

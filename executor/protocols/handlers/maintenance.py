@@ -14,7 +14,7 @@ from executor.build.substitution import Fetched
 from executor.formats.store_path import StorePath
 from executor.protocols.call import Call
 from executor.protocols.errors import DisconnectedError, RefusedError
-from executor.store.collect import CollectAction, CollectOptions, CollectResult
+from executor.store.collect import CollectAction, CollectOptions, CollectResult, render_size
 
 _ACTIONS = (
     CollectAction.RETURN_LIVE,
@@ -53,7 +53,9 @@ def optimise_store(call: Call) -> None:
     """Replace equal files by links."""
     call.begin()
     with call.session.open_store() as store:
-        store.optimise(report=_until_gone(call))
+        stats = store.optimise(report=_until_gone(call))
+    size = render_size(stats.bytes_freed)
+    call.report(f"{size} freed by hard-linking {stats.files_linked} files")
     call.answer.number(1)
 
 
@@ -84,8 +86,8 @@ def _until_gone(call: Call) -> Callable[[str], None]:
         if call.channel.hung_up:
             raise DisconnectedError("the client has gone")
         # What it does is of less weight than what it finds.
-        level = 3 if text.endswith("...") else 0
-        call.tell(level, text.removeprefix("error: "))
+        level = 3 if text.endswith("...") or text.startswith("removed ") else 0
+        call.tell(level, text.removeprefix("error: "), plain=True)
 
     return report
 

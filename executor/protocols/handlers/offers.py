@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping
 
 from executor.build.context import BuildContext
@@ -11,20 +10,20 @@ from executor.caches.found import Found
 from executor.formats.store_path import StorePath
 from executor.protocols.call import Call
 from executor.protocols.errors import OperationError
+from executor.protocols.loop_work import in_batches
+from executor.protocols.session import Session
 
 
 def offers_of(call: Call, wanted: Mapping[StorePath, str | None]) -> dict[StorePath, Found]:
     """The best offers of paths, with their content addresses where the client knows them."""
-    if not has_substituters(call):
+    if not has_substituters(call.session):
         return {}
 
     async def ask(context: BuildContext) -> dict[StorePath, Found]:
         substitution = context.substitution
         if substitution is None:
             return {}
-        offers = await asyncio.gather(
-            *(substitution.offer(path, address) for path, address in wanted.items())
-        )
+        offers = await in_batches(lambda item: substitution.offer(*item), wanted.items())
         return {
             path: offer for path, offer in zip(wanted, offers, strict=True) if offer is not None
         }
@@ -32,23 +31,23 @@ def offers_of(call: Call, wanted: Mapping[StorePath, str | None]) -> dict[StoreP
     return call.session.run(ask)
 
 
-def has_substituters(call: Call) -> bool:
+def has_substituters(session: Session) -> bool:
     """Whether there is anybody to ask."""
-    settings = call.session.settings
+    settings = session.settings
     return bool(settings.substitute and settings.substituters)
 
 
-def substitute(call: Call, paths: Collection[StorePath]) -> None:
+def substitute(session: Session, paths: Collection[StorePath]) -> None:
     """Fetch what is missing of some paths; what can't be had stays away without a word."""
-    missing = sorted(set(paths) - call.store.query_valid(paths))
-    if not (missing and has_substituters(call)):
+    missing = sorted(set(paths) - session.store.query_valid(paths))
+    if not (missing and has_substituters(session)):
         return
 
     async def fetch(context: BuildContext) -> None:
         if context.substitution is not None:
-            await asyncio.gather(*map(context.substitution.fetch, missing))
+            await in_batches(context.substitution.fetch, missing)
 
-    call.session.run(fetch)
+    session.run(fetch)
 
 
 def ensure(call: Call, path: StorePath) -> None:

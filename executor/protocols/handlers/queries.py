@@ -25,7 +25,7 @@ def query_valid_paths(call: Call) -> None:
     wanted = call.version.minor >= 27 and call.read.boolean()
     call.begin()
     if wanted:
-        substitute(call, paths)
+        substitute(call.session, paths)
     call.answer.paths(call.store.query_valid(paths))
 
 
@@ -54,6 +54,11 @@ def _outputs(call: Call) -> dict[str, StorePath | None]:
     """The outputs of a derivation, with their paths where these are known."""
     path = call.read.path()
     call.begin()
+    return outputs_of(call, path)
+
+
+def outputs_of(call: Call, path: StorePath) -> dict[str, StorePath | None]:
+    """The outputs of one derivation."""
     derivation = call.store.read_derivation(path)
     known = known_outputs(call.store, derivation)
     return {name: known.get(name) for name in derivation.outputs}
@@ -107,6 +112,11 @@ def nar_from_path(call: Call) -> None:
     """The archive comes after the frames, as it is."""
     path = call.read.path()
     call.begin()
+    send_archive(call, path)
+
+
+def send_archive(call: Call, path: StorePath) -> None:
+    """Answer with the archive of a path."""
     call.store.add_temp_root(path)
     if not call.store.is_valid(path):
         raise InvalidPathError(f"path '{call.store.store_dir.render(path)}' is not valid")

@@ -8,7 +8,9 @@ from executor.protocols.call import Call
 from executor.protocols.handlers import adding, building, maintenance, options, queries, roots
 from executor.protocols.worker_protocol import Op
 
-HANDLERS: Mapping[Op, Callable[[Call], None]] = {
+Handler = Callable[[Call], None]
+
+HANDLERS: Mapping[Op, Handler] = {
     Op.IS_VALID_PATH: queries.is_valid_path,
     Op.QUERY_VALID_PATHS: queries.query_valid_paths,
     Op.QUERY_REFERRERS: queries.query_referrers,
