@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from executor.formats.base32 import ALPHABET
 from executor.formats.store_path import DIGEST_LENGTH
+from executor.native import compiled
 
 # Of every 32 digits in a row, eight lie at multiples of the stride, side by side.
 _STRIDE = 4
@@ -24,6 +26,44 @@ _FEW = 64
 _SEVERAL = 8
 
 
+class Searcher(Protocol):
+    """Looks for many texts of 32 digits at once; made of these texts."""
+
+    def search(self, data: bytes, /) -> Iterable[bytes]:
+        """The texts that occur in ``data`` and in nothing that was searched before."""
+
+
+class PlainSearcher:
+    """The searcher where there is no compiled one."""
+
+    def __init__(self, texts: Iterable[bytes]) -> None:
+        self._missing = set(texts)
+
+    def search(self, data: bytes) -> set[bytes]:
+        """Look at every fourth byte first: eight digits in a row there are rare in real data."""
+        found: set[bytes] = set()
+        samples = data[::_STRIDE].translate(_IS_DIGIT)
+        at = samples.find(_SAMPLES)
+        while at >= 0:
+            end = samples.find(b"\x00", at)
+            end = len(samples) if end < 0 else end
+            window = data[max((at - 1) * _STRIDE, 0) : end * _STRIDE + _STRIDE]
+            for match in _RUNS.finditer(window):
+                found |= self._take(match[0])
+            at = samples.find(_SAMPLES, end)
+        return found
+
+    def _take(self, run: bytes) -> set[bytes]:
+        """Look up all parts of a run of digits."""
+        if len(run) > DIGEST_LENGTH * 4 and len(self._missing) < _FEW:
+            hits = {part for part in self._missing if part in run}
+        else:
+            parts = (run[at : at + DIGEST_LENGTH] for at in range(len(run) - _KEEP))
+            hits = self._missing.intersection(parts)
+        self._missing -= hits
+        return hits
+
+
 class ReferenceScanner:
     """Looks for hash parts in a stream that comes in pieces.
 
@@ -31,8 +71,14 @@ class ReferenceScanner:
     was found is not looked for again.
     """
 
-    def __init__(self, candidates: Iterable[str]) -> None:
-        self._missing = {candidate.encode("ascii") for candidate in candidates}
+    def __init__(
+        self,
+        candidates: Iterable[str],
+        searcher: Callable[[Iterable[bytes]], Searcher] | None = None,
+    ) -> None:
+        texts = {candidate.encode("ascii") for candidate in candidates}
+        self._wanted = len(texts)
+        self._searcher = (searcher or best_searcher())(texts)
         self._found: set[str] = set()
         self._tail = b""
 
@@ -43,7 +89,7 @@ class ReferenceScanner:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the stream."""
-        if not self._missing:
+        if len(self._found) == self._wanted:
             return
         # What straddles two pieces lies in the last 31 bytes of one and the first 31 of the next.
         if self._tail:
@@ -52,27 +98,12 @@ class ReferenceScanner:
         self._tail = (self._tail + data)[-_KEEP:] if len(data) < _KEEP else data[-_KEEP:]
 
     def _scan(self, data: bytes) -> None:
-        """Look at every fourth byte first: eight digits in a row there are rare in real data."""
-        samples = data[::_STRIDE].translate(_IS_DIGIT)
-        at = samples.find(_SAMPLES)
-        while at >= 0:
-            end = samples.find(b"\x00", at)
-            end = len(samples) if end < 0 else end
-            window = data[max((at - 1) * _STRIDE, 0) : end * _STRIDE + _STRIDE]
-            for match in _RUNS.finditer(window):
-                self._take(match[0])
-            at = samples.find(_SAMPLES, end)
+        self._found.update(text.decode("ascii") for text in self._searcher.search(data))
 
-    def _take(self, run: bytes) -> None:
-        """Look up all parts of a run of digits."""
-        if len(run) > DIGEST_LENGTH * 4 and len(self._missing) < _FEW:
-            hits = {part for part in self._missing if part in run}
-        else:
-            parts = (run[at : at + DIGEST_LENGTH] for at in range(len(run) - _KEEP))
-            hits = self._missing.intersection(parts)
-        if hits:
-            self._missing -= hits
-            self._found.update(part.decode("ascii") for part in hits)
+
+def best_searcher() -> Callable[[Iterable[bytes]], Searcher]:
+    """The fastest that is there."""
+    return PlainSearcher if compiled is None else compiled.Searcher
 
 
 class HashRewriter:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Lower layers first; a module imports its own layer and those before it.
 LAYERS = (
-    ("executor.errors",),
+    ("executor.errors", "executor.native"),
     ("executor.formats", "executor.transfers"),
     (
         "executor.derivation",

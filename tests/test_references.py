@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.formats.base32 import ALPHABET
-from executor.references import HashRewriter, ReferenceScanner, rewrite_bytes
+from executor.references import HashRewriter, PlainSearcher, ReferenceScanner, rewrite_bytes
 
 digests = st.text(ALPHABET, min_size=32, max_size=32)
 # Pieces that lead to near misses: parts of digests, digits, other bytes.
@@ -24,9 +24,11 @@ noise = st.one_of(
 
 
 def scan(pieces: list[bytes], candidates: list[str]) -> set[str]:
-    scanner = ReferenceScanner(candidates)
+    scanner, plain = ReferenceScanner(candidates), ReferenceScanner(candidates, PlainSearcher)
     for piece in pieces:
         scanner.feed(piece)
+        plain.feed(piece)
+    assert scanner.found == plain.found
     return scanner.found
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from executor.formats.hashes import Hash
 from executor.references import ReferenceScanner
-from executor.store.describe import DescribingSink, TreeReader
+from executor.store.describe import DescribingSink, Plain, TreeReader
 from executor.store.descriptors import path_below
 from executor.store.errors import UnacceptableTreeError
 
@@ -161,7 +161,8 @@ def _describe(
     wanted = tuple(candidates)
     scanner = ReferenceScanner(wanted) if wanted else None
     sink = DescribingSink(scanner)
-    reader = TreeReader(sink.write, policy=policy, progress=progress)
+    plain = None if policy is None else Plain(policy.allowed_uids)
+    reader = TreeReader(sink.write, policy=policy, progress=progress, plain=plain)
     try:
         reader.read(parent_fd, name)
         nar_hash = sink.finish()

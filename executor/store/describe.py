@@ -9,6 +9,8 @@ The framing repeats what formats.nar.NarWriter knows, as precomputed pieces: one
 would cost more than reading a small file.
 """
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import os
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from executor.formats.hashes import Hash, HashAlgorithm
+from executor.native import compiled
 from executor.store.descriptors import display, open_directory, open_file
 from executor.store.errors import UnacceptableTreeError
 
@@ -30,6 +33,11 @@ MAX_DEPTH = 64
 _FLUSH = 256 * 1024
 _READ = 1024 * 1024
 _LOOK_AFTER = 4096
+# Files that are packed in runs: the largest one, the bytes of a run, and how many names make it
+# worth a try.
+_SMALL = 64 * 1024
+_RUN = 512 * 1024
+_FEW = 4
 
 
 def _word(text: bytes) -> bytes:
@@ -47,6 +55,16 @@ _DIRECTORY = _TYPE + _word(b"directory")
 _SYMLINK = _TYPE + _word(b"symlink") + _word(b"target")
 _FILE = _TYPE + _word(b"regular") + _word(b"contents")
 _EXECUTABLE = _TYPE + _word(b"regular") + _word(b"executable") + _word(b"") + _word(b"contents")
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Files that a policy would give canonical metadata, and remember nothing of.
+
+    They have one name, no extended attributes, and an owner in ``uids`` (None: any).
+    """
+
+    uids: range | None
 
 
 class MetadataPolicy(Protocol):
@@ -72,13 +90,54 @@ class _Level:
     kinds: dict[bytes, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """How runs of small files are packed, where they can be."""
+
+    pack_files: Callable[..., tuple[int, bytes, bool]]
+    canonical: bool
+    uids: range
+    no_atime: bool
+
+    @staticmethod
+    def of(policy: MetadataPolicy | None, plain: Plain | None) -> _Runs | None:
+        """None where a policy has to see all files, or nothing is there to pack them with."""
+        if compiled is None or (policy is not None and plain is None):
+            return None
+        uids = None if plain is None else plain.uids
+        any_owner = range(-1, -1)
+        return _Runs(
+            compiled.pack_files,
+            policy is not None,
+            any_owner if uids is None else uids,
+            os.geteuid() == 0,
+        )
+
+    def pack(
+        self, fd: int, names: list[bytes], others: dict[bytes, int]
+    ) -> tuple[int, bytes, bool]:
+        """See compiled.pyi."""
+        return self.pack_files(
+            fd,
+            names,
+            others,
+            _SMALL,
+            _RUN,
+            self.no_atime,
+            self.canonical,
+            self.uids.start,
+            self.uids.stop,
+        )
+
+
 class TreeReader:
     """Serialises one tree as NAR into `sink`, which gets pieces of up to 1 MiB.
 
     `progress` is called with the number of NAR bytes so far, at least once per MiB and for every
     few thousand names, and before a large file with what they will be after it; it may raise to
     stop the walk (deadline, cancelled, size limit). With `metadata_only` the policy sees every
-    file, but no contents are read, and what the sink gets is no NAR.
+    file, but no contents are read, and what the sink gets is no NAR. `plain` are the files that
+    needn't be shown to the policy, if there are such: they are packed in runs, by compiled code.
     """
 
     def __init__(
@@ -88,6 +147,7 @@ class TreeReader:
         policy: MetadataPolicy | None = None,
         progress: Callable[[int], object] | None = None,
         metadata_only: bool = False,
+        plain: Plain | None = None,
     ) -> None:
         self._sink = sink
         self._metadata_only = metadata_only
@@ -96,6 +156,7 @@ class TreeReader:
         self._pieces: list[bytes] = []
         self._pending = 0
         self._levels: list[_Level] = []
+        self._runs = None if metadata_only else _Runs.of(policy, plain)
         self._no_atime = os.O_NOATIME if os.geteuid() == 0 else 0
         self.size = 0
 
@@ -115,6 +176,8 @@ class TreeReader:
                 if not level.entries:
                     current = level.name
                     self._close_level()
+                    continue
+                if self._runs is not None and self._pack(self._runs, level):
                     continue
                 current = level.entries.pop()
                 self._put(
@@ -152,6 +215,20 @@ class TreeReader:
         self._sink(data)
         if self._progress is not None:
             self._progress(self.size)
+
+    def _pack(self, runs: _Runs, level: _Level) -> bool:
+        """Pack what comes next, if it is a run of small files, and say whether it was."""
+        entries = level.entries
+        if len(entries) < _FEW or entries[-1] in level.kinds or len(self._levels) >= MAX_DEPTH:
+            return False
+        done, data, shrank = runs.pack(level.fd, entries, level.kinds)
+        if done:
+            del entries[-done:]
+            self._flush()
+            self._emit(data)
+        if shrank:
+            raise UnacceptableTreeError("file became shorter while it was read")
+        return done > 0
 
     def _node(self, directory_fd: int, name: bytes, kind: int) -> None:
         if len(self._levels) >= MAX_DEPTH:
@@ -262,7 +339,7 @@ def list_directory(
     return names, kinds
 
 
-def _kind(entry: "os.DirEntry[str]") -> int:
+def _kind(entry: os.DirEntry[str]) -> int:
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
     return stat.S_IFLNK if entry.is_symlink() else 0
@@ -299,7 +376,7 @@ class DescribingSink:
         if self._scanner is not None:
             self._scanner.feed(data)
 
-    def _start_thread(self) -> "queue.Queue[bytes | None]":
+    def _start_thread(self) -> queue.Queue[bytes | None]:
         if self._queue is None:
             self._queue = queue.Queue(self._IN_FLIGHT)
             self._thread = threading.Thread(
@@ -321,11 +398,11 @@ class DescribingSink:
             self._thread = self._queue = None
 
 
-def _hash_pieces(pieces: "queue.Queue[bytes | None]", update: Callable[[bytes], object]) -> None:
+def _hash_pieces(pieces: queue.Queue[bytes | None], update: Callable[[bytes], object]) -> None:
     for data in _until_none(pieces):
         update(data)
 
 
-def _until_none(pieces: "queue.Queue[bytes | None]") -> Iterator[bytes]:
+def _until_none(pieces: queue.Queue[bytes | None]) -> Iterator[bytes]:
     while (data := pieces.get()) is not None:
         yield data
