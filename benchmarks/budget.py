@@ -222,16 +222,27 @@ def valid(bench: Bench) -> Result:
 
 
 def inputs(bench: Bench) -> Result:
-    """What many inputs add to a build."""
+    """What many inputs add to a build: directories, as nearly all of real ones are."""
+    return _inputs(bench, "directories", Limit(NIX, 0.15))
+
+
+def input_files(bench: Bench) -> Result:
+    """The same with files, which Nix links into the sandbox, where the builder could write."""
+    return _inputs(bench, "files")
+
+
+def _inputs(bench: Bench, kind: str, *limits: Limit) -> Result:
     count = bench.sizes.inputs
     none = workloads.trivial(bench.directory / "no-inputs")
-    many = workloads.many_inputs(bench.directory / "inputs", count)
+    many = workloads.many_inputs(
+        bench.directory / "inputs", count, directories=kind == "directories"
+    )
 
     def added(builder: Builder) -> Cost:
         with_inputs = builder.build_fresh(many.template, many.drv)
         return with_inputs - builder.build_fresh(none.template, none.drv)
 
-    return bench.result(f"{count} inputs, added to a build", bench.both(added), Limit(NIX, 0.15))
+    return bench.result(f"{count} inputs ({kind}), added to a build", bench.both(added), *limits)
 
 
 def big_file(bench: Bench) -> Result:
@@ -319,6 +330,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "cold": cold,
     "valid": valid,
     "inputs": inputs,
+    "input-files": input_files,
     "file": big_file,
     "files": small_files,
     "daemon": daemon,

@@ -31,11 +31,15 @@ def trivial(directory: Path) -> Workload:
     return _prepare(directory, {"trivial": _script("echo hello > $out")})
 
 
-def many_inputs(directory: Path, count: int) -> Workload:
-    """A trivial derivation with ``count`` source files as inputs."""
+def many_inputs(directory: Path, count: int, *, directories: bool) -> Workload:
+    """A trivial derivation with ``count`` sources as inputs: files, or directories with a file."""
     directory.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        (directory / f"source-{number}").write_text(f"{number}\n")
+        source = directory / f"source-{number}"
+        if directories:
+            source.mkdir()
+            source /= "file"
+        source.write_text(f"{number}\n")
     sources = [f"./source-{number}" for number in range(count)]
     return _prepare(directory, {"inputs": _script("echo hello > $out", sources=sources)})
 
