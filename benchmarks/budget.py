@@ -52,12 +52,22 @@ class Sizes:
     flat: tuple[int, int] = (30, 3000)
     inputs: int = 2000
     mounts: int = 100
+    scratch: tuple[int, int] = (20, 2000)
     mebibytes: int = 1024
     files: int = 100_000
     runs: int = 15
 
 
-SHORT = Sizes(graph=30, flat=(10, 100), inputs=200, mounts=20, mebibytes=64, files=2000, runs=3)
+SHORT = Sizes(
+    graph=30,
+    flat=(10, 100),
+    inputs=200,
+    mounts=20,
+    scratch=(4, 200),
+    mebibytes=64,
+    files=2000,
+    runs=3,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +255,14 @@ def _inputs(bench: Bench, kind: str, *limits: Limit) -> Result:
     return bench.result(f"{count} inputs ({kind}), added to a build", bench.both(added), *limits)
 
 
+def scratch(bench: Bench) -> Result:
+    """Builds that make many files for themselves, as compilers do."""
+    builds, count = bench.sizes.scratch
+    work = workloads.scratch_files(bench.directory / "scratch", builds, count)
+    sides = bench.both(lambda builder: builder.build_fresh(work.template, work.drv) / builds)
+    return bench.result(f"one of {builds} builds with {count} files of their own", sides)
+
+
 def big_file(bench: Bench) -> Result:
     """From the builder's end to the command's, with one large file."""
     size = bench.sizes.mebibytes
@@ -331,6 +349,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "valid": valid,
     "inputs": inputs,
     "input-files": input_files,
+    "scratch": scratch,
     "file": big_file,
     "files": small_files,
     "daemon": daemon,

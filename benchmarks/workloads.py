@@ -62,6 +62,19 @@ def small_files(directory: Path, count: int) -> Workload:
     return _prepare(directory, {"files": _script(script)})
 
 
+def scratch_files(directory: Path, builds: int, count: int) -> Workload:
+    """Derivations that make small files in their build directories, and one that needs them all."""
+    script = f"""
+        number=0
+        while [ $number -lt {count} ]; do
+            : > file-$number; number=$((number + 1))
+        done
+        echo $name > $out"""
+    leaves = {f"leaf-{number}": _script(script) for number in range(builds - 1)}
+    top = _script(script, drvs={key: ["out"] for key in leaves})
+    return _prepare(directory, {**leaves, "top": top})
+
+
 def _script(
     script: str, *, drvs: Mapping[str, Sequence[str]] | None = None, sources: Sequence[str] = ()
 ) -> dict[str, object]:

@@ -59,7 +59,7 @@ def test_the_program_prints_every_row_for_both_builders() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")][2:]
-    assert len(rows) == 19
+    assert len(rows) == 20
     for row in rows:
         assert "executor" in row[2], row
     assert all("executor" in row[3] for row in rows if "daemon" in row[1] and "idle" not in row[1])

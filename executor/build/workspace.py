@@ -16,6 +16,7 @@ could write is ever followed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -24,7 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from executor.build.spares import Spare, SpareDirectories, move_in, move_out
+from executor.build.placement import spread_directories
+from executor.build.spares import WAITING, Spare, SpareDirectories, move_in, move_out
 from executor.build.users import BuildUser
 from executor.errors import StoreError
 from executor.store.descriptors import fd_path, make_directories
@@ -125,10 +127,11 @@ class WorkspaceOwner:
         if top is None or self._spares is None or self._keep:
             return self.close()
         try:
-            delete_tree(top.descriptor, b"build")
-            move_out(self._chroot_path, top.descriptor, self._reusable)
+            deleted = delete_tree(top.descriptor, b"build")
+            deleted += move_out(self._chroot_path, top.descriptor, self._reusable)
         except (OSError, StoreError):
             return self.close()  # which says what is wrong, if it matters
+        top.deleted += deleted
         if not self._spares.give(top):
             return self.close()
         self._descriptors.remove(top.descriptor)
@@ -141,6 +144,7 @@ class WorkspaceOwner:
             make_directories(self._build_root)
             check_build_root(self._build_root, self._store_root)
             root_fd = self._hold(os.open(self._build_root, _DIRECTORY))
+            spread_directories(root_fd)
             sweep(root_fd)
             self._make_top(root_fd)
         else:
@@ -153,7 +157,7 @@ class WorkspaceOwner:
         assert self._top is not None
         top_name, top_fd = self._top.name, self._top.descriptor
         build_fd = self._subdirectory(top_fd, "build", 0o700, self._user.uid, self._user.gid)
-        chroot_fd = self._make_chroot(spare)
+        chroot_fd = self._make_chroot(self._top, is_new=spare is None)
         make = self._subdirectory if spare is None else self._again
         modes = {"root": 0o700, "store": 0o1775, "tmp": 0o1777, "final": 0o700}
         made = {
@@ -184,10 +188,20 @@ class WorkspaceOwner:
                     return
             # Another executor's sweep came between making and locking, and took it away.
 
-    def _make_chroot(self, spare: Spare | None) -> int:
+    def _make_chroot(self, top: Spare, *, is_new: bool) -> int:
+        """The directory beside the derivation, made below the top so that it lies where that does.
+
+        Where the two are on different file systems, it is made in its place.
+        """
         _delete(self._chroot_path)  # what a killed run left
-        if spare is not None:
-            return self._hold(move_in(spare, self._chroot_path))
+        if is_new:
+            os.mkdir(WAITING, 0o700, dir_fd=top.descriptor)
+        try:
+            return self._hold(move_in(top, self._chroot_path))
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        os.rmdir(WAITING, dir_fd=top.descriptor)
         os.mkdir(self._chroot_path, 0o700)
         return self._hold(os.open(self._chroot_path, _DIRECTORY))
 

@@ -31,8 +31,10 @@ class _Level:
     pending: list[bytes] = field(default_factory=list)
 
 
-def delete_tree(parent_fd: int, name: bytes) -> None:
+def delete_tree(parent_fd: int, name: bytes) -> int:
     """Remove `name` in the directory `parent_fd`, whatever it is; nothing happens if it is missing.
+
+    Returns how many names were removed.
 
     A symbolic link is removed itself. Raises StoreError for a mount point in the tree (its
     contents stay untouched), for an immutable file, and when others keep adding files or move
@@ -45,6 +47,7 @@ def delete_tree(parent_fd: int, name: bytes) -> None:
         raise StoreError(deleter.explain(error)) from error
     finally:
         deleter.close()
+    return deleter.removed
 
 
 class TreeDeleter:
@@ -55,6 +58,7 @@ class TreeDeleter:
         self._name = name
         self._levels: list[_Level] = []
         self._patience = _PATIENCE
+        self.removed = 0
 
     def run(self) -> None:
         """Remove everything; raises OSError."""
@@ -104,6 +108,7 @@ class TreeDeleter:
                 # Somebody made a new entry: list it again.
                 return
             # The name stands for another thing now, which the level above will meet again.
+        self.removed += 1
         self._levels.pop()
         os.close(level.fd)
 
@@ -120,6 +125,7 @@ class TreeDeleter:
                     self._unlink_again(directory_fd, name)
                     return
             else:
+                self.removed += 1
                 return
             try:
                 fd = open_directory_same_mount(directory_fd, name)

@@ -119,6 +119,23 @@ def test_what_a_build_made_large_is_not_used_again(rounds: Rounds) -> None:
     assert not (rounds.directory / "a.drv.chroot").exists()
 
 
+def test_directories_that_much_was_deleted_in_are_not_used_again(rounds: Rounds) -> None:
+    inodes: list[int] = []
+
+    def fill(workspace: Workspace) -> None:
+        inodes.append(inode(workspace.scratch_store))
+        for number in range(200):
+            Path(workspace.build_directory, str(number)).touch()
+
+    for name in "abcd":
+        rounds.run(name, fill)
+    # Each deletes 201 names, the directory itself included: the third time there were too many.
+    assert len(set(inodes[:3])) == 1
+    assert inodes[3] != inodes[2]
+    rounds.spares.close()
+    assert os.listdir(rounds.builds) == []
+
+
 def test_a_build_that_ended_badly_leaves_no_spare(rounds: Rounds) -> None:
     owner = rounds.owner("a")
     owner.open()

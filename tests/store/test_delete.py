@@ -26,7 +26,7 @@ def _deep(fd: int, levels: int) -> None:
 
 
 def test_missing_is_fine(scratch_fd: int) -> None:
-    delete_tree(scratch_fd, b"nothing")
+    assert delete_tree(scratch_fd, b"nothing") == 0
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling", "fifo", "directory"])
@@ -73,7 +73,7 @@ def test_many_entries(scratch: Path, scratch_fd: int) -> None:
     top.mkdir()
     for number in range(10_000):
         (top / f"{number}").touch()
-    delete_tree(scratch_fd, b"top")
+    assert delete_tree(scratch_fd, b"top") == 10_001
     assert not top.exists()
 
 
