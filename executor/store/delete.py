@@ -124,6 +124,8 @@ class TreeDeleter:
                 if not _is_directory(directory_fd, name):
                     self._unlink_again(directory_fd, name)
                     return
+                if self._remove_empty(directory_fd, name):
+                    return
             else:
                 self.removed += 1
                 return
@@ -138,6 +140,15 @@ class TreeDeleter:
                 continue
             self._push(name, fd)
             return
+
+    def _remove_empty(self, directory_fd: int, name: bytes) -> bool:
+        """Remove a directory with nothing in it, as mount points are; False for any other."""
+        try:
+            os.rmdir(name, dir_fd=directory_fd)
+        except OSError:
+            return False  # why not is found out when it is opened
+        self.removed += 1
+        return True
 
     def _unlink_again(self, directory_fd: int, name: bytes) -> None:
         """Unlink what was no directory a moment ago; its level meets it again if it is one now."""
