@@ -72,17 +72,24 @@ SHORT = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the rows share: a directory for stores, the two builders, the floor."""
+    """What the rows share: a directory for stores, the builders, the floor."""
 
     directory: Path
     sizes: Sizes
     ours: Builder
     nix: Builder
     floor: Floor
+    second: NixBuilder | None = None
 
     def both(self, cost_of: Callable[[Builder], Cost | float]) -> dict[str, Side]:
-        """The same work by the executor and by Nix."""
-        return {OURS: lambda: cost_of(self.ours), NIX: lambda: cost_of(self.nix)}
+        """The same work by the executor, by Nix, and by a second Nix where there is one."""
+        sides: dict[str, Side] = {
+            OURS: lambda: cost_of(self.ours),
+            NIX: lambda: cost_of(self.nix),
+        }
+        if (second := self.second) is not None:
+            sides[f"{NIX} {second.version}"] = lambda: cost_of(second)
+        return sides
 
     def daemons(self, template: Path, cost_of: Callable[[Daemon], Cost | float]) -> dict[str, Side]:
         """The same work by the executor's daemon and by Nix's, each on a copy of a store."""
@@ -224,8 +231,9 @@ def cold(bench: Bench) -> Result:
 def valid(bench: Bench) -> Result:
     """The command line, when there is nothing to do."""
     work = workloads.trivial(bench.directory / "valid")
-    for builder in (bench.ours, bench.nix):
-        builder.build(work.template, work.drv)
+    for builder in (bench.ours, bench.nix, bench.second):
+        if builder is not None:
+            builder.build(work.template, work.drv)
     sides = bench.both(lambda builder: builder.build(work.template, work.drv))
     sides["Python with sqlite3"] = _python_with_sqlite
     return bench.result("a build of what is valid", sides, Limit(NIX, 1.0))
@@ -396,16 +404,24 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="small sizes, 3 runs: a smoke test")
     parser.add_argument("--row", action="append", choices=ROWS, help="only this row; repeatable")
     parser.add_argument("--runs", type=int, help="paired runs of each row (default 15)")
+    parser.add_argument(
+        "--second-nix",
+        type=Path,
+        metavar="DIR",
+        help="measure beside the nix-store in this directory, too",
+    )
     options = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("building needs root: run this with sudo")
     sizes = SHORT if options.short else Sizes()
     if options.runs:
         sizes = replace(sizes, runs=options.runs)
-    print(f"executor beside Nix {NixBuilder.version()}, {sizes.runs} runs a row", flush=True)
-    print(_machine(), flush=True)
     with TemporaryDirectory(prefix="executor-bench-") as name:
-        results = [_run(row, Path(name), sizes) for row in options.row or ROWS]
+        nix = NixBuilder(Path(name)).version
+        print(f"executor beside Nix {nix}, {sizes.runs} runs a row", flush=True)
+        print(_machine(), flush=True)
+        rows = options.row or ROWS
+        results = [_run(row, Path(name), sizes, options.second_nix) for row in rows]
     print(table(results))
     return 0
 
@@ -423,13 +439,14 @@ def _machine() -> str:
     return f"{uname.sysname} {uname.release}, {processors} of {name}; load before: {load}"
 
 
-def _run(row: str, directory: Path, sizes: Sizes) -> Result:
+def _run(row: str, directory: Path, sizes: Sizes, programs: Path | None) -> Result:
     """One row in a directory of its own, which is gone before the next row begins."""
-    print(f"measuring {row}...", file=sys.stderr, flush=True)
     with TemporaryDirectory(prefix=row, dir=directory) as name:
         here = Path(name)
-        bench = Bench(here, sizes, ExecutorBuilder(here), NixBuilder(here), Floor(here))
-        return ROWS[row](bench)
+        nix = NixBuilder(here)
+        second = NixBuilder(here, programs) if programs is not None else None
+        print(f"measuring {row}...", file=sys.stderr, flush=True)
+        return ROWS[row](Bench(here, sizes, ExecutorBuilder(here), nix, Floor(here), second))
 
 
 if __name__ == "__main__":

@@ -132,16 +132,22 @@ class ExecutorBuilder(Builder):
 
 
 class NixBuilder(Builder):
-    """The Nix that is installed, without its daemon."""
+    """A Nix, without its daemon: the installed one, or that of a directory with its programs."""
+
+    def __init__(self, directory: Path, programs: Path | None = None) -> None:
+        super().__init__(directory)
+        self._program = "nix-store" if programs is None else str(programs / "nix-store")
 
     def command(self, root: Path, drv: str) -> list[str]:
-        return ["nix-store", "--store", str(root), "--realise", drv]
+        return [self._program, "--store", str(root), "--realise", drv]
 
-    @staticmethod
-    def version() -> str:
-        """The installed version. Raises ``RuntimeError`` where there is none."""
-        if shutil.which("nix-store") is None:
-            raise RuntimeError("stock Nix is not on PATH; 'sudo make setup-test' installs it")
-        command = ["nix-store", "--version"]
+    @property
+    def version(self) -> str:
+        """Its version. Raises ``RuntimeError`` where there is none."""
+        if shutil.which(self._program) is None:
+            raise RuntimeError(
+                f"there is no stock Nix at '{self._program}'; 'sudo make setup-test' installs one"
+            )
+        command = [self._program, "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT)
         return done.stdout.split()[-1]

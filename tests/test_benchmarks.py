@@ -66,6 +66,20 @@ def test_the_program_prints_every_row_for_both_builders() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.nix
+def test_a_second_nix_has_a_side_of_its_own() -> None:
+    programs = ROOT / ".cache" / "current-nix" / "bin"
+    command = [sys.executable, "-m", "benchmarks.budget", "--short", "--runs", "1"]
+    command += ["--row", "cold", "--second-nix", str(programs)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    version = subprocess.run(
+        [programs / "nix", "--version"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()[-1]
+    assert f"nix {version} " in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.root
 def test_a_soak_leaves_nothing() -> None:
     """The short form: 200 clients at once, and as many builds once more."""
     command = [sys.executable, "-m", "benchmarks.soak", "--builds", "200", "--clients", "200"]
