@@ -137,7 +137,13 @@ class Registrar:
 def content_addressed_path(
     store_dir: StoreDir, info: PathInfo, address: ContentAddress
 ) -> StorePath:
-    """The path that contents of this address and references have to have."""
+    """The path that contents of this address and references have to have.
+
+    Raises ``FormatError`` for a combination that has none, and for Git hashes: no contents are
+    hashed that way here, and stock Nix fails where it meets a path that claims one.
+    """
+    if address.method is IngestionMethod.GIT:
+        raise FormatError("Git hashes aren't supported")
     if address.method is IngestionMethod.TEXT:
         return make_text_path(store_dir, info.path.name, address.hash, info.references)
     return make_fixed_output_path(
