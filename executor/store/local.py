@@ -384,10 +384,10 @@ class LocalStore:
         self._require_writable()
         self._registrar.invalidate(path)
 
-    def add_signatures(self, path: StorePath, signatures: Iterable[str]) -> None:
-        """Add signatures to a valid path."""
+    def add_signatures(self, path: StorePath, signatures: Iterable[str], most: int = 0) -> None:
+        """Add signatures to a valid path; ``most`` limits the characters of all (0: it doesn't)."""
         self._require_writable()
-        self._registrar.add_signatures(path, signatures)
+        self._registrar.add_signatures(path, signatures, most)
 
     # Garbage collector roots and checks.
 

@@ -118,16 +118,23 @@ class Registrar:
             self._database.delete_path(self._queries.render(path))
         self._derivations.forget(path)
 
-    def add_signatures(self, path: StorePath, signatures: Iterable[str]) -> None:
-        """Add signatures to those of a valid path."""
+    def add_signatures(self, path: StorePath, signatures: Iterable[str], most: int = 0) -> None:
+        """Add signatures to those of a valid path.
+
+        Raises ``StoreError`` where it would have more than ``most`` characters of them.
+        """
         with self._database.transaction():
             info = self._queries.info(path)
+            joined = " ".join(sorted({*info.signatures, *signatures}))
+            if most and len(joined) > max(most, len(" ".join(info.signatures))):
+                name = self._queries.render(path)
+                raise StoreError(f"path '{name}' has as many signatures as it may have")
             self._database.update_path(
                 (
                     info.nar_size or None,
                     info.nar_hash.prefixed16,
                     1 if info.ultimate else None,
-                    " ".join(sorted({*info.signatures, *signatures})) or None,
+                    joined or None,
                     info.content_address,
                     self._queries.render(path),
                 )

@@ -102,3 +102,91 @@ def trusted(daemon: RunningDaemon) -> RawClient:
     client = RawClient(daemon.connect())
     client.greet()
     return client
+
+
+def add_text(client: RawClient, name: str, contents: bytes) -> bytes:
+    """Add a file; its path."""
+    client.send(
+        *(number(Op.ADD_TO_STORE), text(name), text("fixed:sha256")),
+        *(number(0), number(0), framed(contents)),
+    )
+    client.last()
+    path = client.data()
+    info_of(client)
+    return path
+
+
+def info_of(client: RawClient) -> list[str]:
+    """Read what is told of a path; its signatures."""
+    client.data(), client.data(), client.texts()
+    for _time_size_ultimate in range(3):
+        client.number()
+    signatures = client.texts()
+    client.data()
+    return signatures
+
+
+def signatures_of(client: RawClient, path: bytes) -> list[str]:
+    """The signatures of a valid path."""
+    client.send(number(Op.QUERY_PATH_INFO), text(path))
+    client.last()
+    assert client.number() == 1
+    return info_of(client)
+
+
+def sign(client: RawClient, path: bytes, *signatures: str | bytes) -> None:
+    """Ask for signatures to be added."""
+    client.send(
+        *(number(Op.ADD_SIGNATURES), text(path), number(len(signatures))), *map(text, signatures)
+    )
+
+
+def test_row_148_signatures_of_strangers_do_not_pile_up(
+    daemon: RunningDaemon, stranger: RawClient
+) -> None:
+    path = add_text(stranger, "signed", b"signed")
+    many = [f"key-{number}:{'A' * 88}" for number in range(500)]
+    sign(stranger, path, *many)
+    stranger.last()
+    assert stranger.number() == 1
+    sign(stranger, path, *(f"{signature}B" for signature in many))
+    assert "as many signatures as it may have" in stranger.error()
+    assert signatures_of(stranger, path) == sorted(many)
+    # Those that it has are no new ones, and who is trusted may add more.
+    client = trusted(daemon)
+    sign(client, path, *(f"{signature}C" for signature in many))
+    client.last()
+    assert client.number() == 1
+    sign(stranger, path, many[0])
+    stranger.last()
+    assert stranger.number() == 1
+    assert len(signatures_of(stranger, path)) == 1000
+
+
+def test_row_148_an_object_of_a_stranger_s_has_not_too_many_signatures(
+    daemon: RunningDaemon, stranger: RawClient
+) -> None:
+    path = STORE_DIR.render(claimed_path(IngestionMethod.FLAT, HashAlgorithm.SHA1, b"many"))
+    address = ContentAddress(IngestionMethod.FLAT, hash_bytes(HashAlgorithm.SHA1, b"many"))
+    message = unsigned(b"many", path, address.render())
+    assert message.count(number(0) + text(address.render())) == 1
+    signatures = [text(f"key-{count}:{'A' * 4000}") for count in range(20)]
+    message = message.replace(
+        number(0) + text(address.render()),
+        number(len(signatures)) + b"".join(signatures) + text(address.render()),
+    )
+    stranger.send(message)
+    assert "more signatures than it may have" in stranger.error()
+    assert not daemon.real(path).exists()
+    is_alive(daemon)
+
+
+@pytest.mark.parametrize(
+    "signature",
+    ["key:\0", "key:\x1b[2J", "key:\n", "k\u2028ey:AA", "key: AA", ":A", "key:", "k"],
+)
+def test_row_148_a_signature_is_a_word(stranger: RawClient, signature: str | bytes) -> None:
+    path = add_text(stranger, "signed", b"signed once")
+    sign(stranger, path, signature)
+    assert "is corrupt" in stranger.error()
+    assert stranger.is_closed()
