@@ -1,8 +1,9 @@
-"""What untrusted clients may not make the store believe, or keep, of what they bring (row 148)."""
+"""What untrusted clients may not make the store believe or keep (rows 144 and 148)."""
 
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -10,15 +11,17 @@ from executor.formats.content_address import ContentAddress, IngestionMethod
 from executor.formats.hashes import HashAlgorithm, hash_bytes
 from executor.formats.store_path import StoreDir, StorePath, make_store_path
 from executor.protocols.worker_protocol import Op
+from tests.build.conftest import wait_until
 from tests.protocols.conftest import RawClient, RunningDaemon, number, text
 from tests.protocols.sides import path_of
-from tests.protocols.test_trust import framed, is_alive, unsigned
+from tests.protocols.test_trust import NOBODY, as_user, framed, is_alive, unsigned
 from tests.protocols.test_trust import stranger as stranger  # a fixture
 
 pytestmark = pytest.mark.root
 STORE_DIR = StoreDir("/nix/store")
 # What Git hashes for a file with the text "evil": the file of the attack has it as its text.
 BLOB = b"blob 4\0evil"
+LAST, ERROR = 0x616C7473, 0x63787470
 
 
 def claimed_path(method: IngestionMethod, algorithm: HashAlgorithm, contents: bytes) -> StorePath:
@@ -190,3 +193,60 @@ def test_row_148_a_signature_is_a_word(stranger: RawClient, signature: str | byt
     sign(stranger, path, signature)
     assert "is corrupt" in stranger.error()
     assert stranger.is_closed()
+
+
+def derivation_of_many(count: int, name: str) -> bytes:
+    """A derivation with so many arguments that nobody needs."""
+    arguments = b",".join(b'"%07d"' % number for number in range(count))
+    start = b'Derive([("out","","r:sha256","")],[],[],"x86_64-linux","/bin/sh",['
+    return start + arguments + b'],[("name","%b")])' % name.encode()
+
+
+def add_derivation(client: RawClient, name: str, contents: bytes) -> str:
+    """Try to add one; the error, or nothing."""
+    client.connection.settimeout(120)
+    client.send(
+        *(number(Op.ADD_TO_STORE), text(f"{name}.drv"), text("text:sha256")),
+        *(number(0), number(0), framed(contents)),
+    )
+    if (frame := client.number()) == ERROR:
+        return client._error()
+    assert frame == LAST, hex(frame)
+    client.data()
+    info_of(client)
+    return ""
+
+
+def peak_memory(daemon: RunningDaemon) -> int:
+    """The most bytes that a daemon has had at once."""
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
+
+
+def test_row_144_a_derivation_of_millions_of_values_is_refused_before_they_are_made(
+    daemon: RunningDaemon, stranger: RawClient
+) -> None:
+    before = peak_memory(daemon)
+    reason = add_derivation(stranger, "many", derivation_of_many(3_000_000, "many"))
+    assert "it has too many values" in reason
+    assert peak_memory(daemon) - before < 150 << 20
+    is_alive(daemon)
+
+
+def test_row_144_large_derivations_that_a_connection_keeps_are_counted(
+    daemon: RunningDaemon, stranger: RawClient
+) -> None:
+    reasons: list[str] = []
+    while len(reasons) < 6 and not any(reasons):
+        name = f"large{len(reasons)}"
+        reasons.append(add_derivation(stranger, name, derivation_of_many(500_000, name)))
+    assert "what this connection keeps is larger" in reasons[-1]
+    assert 2 < len(reasons) < 6
+    stranger.connection.close()
+
+    def may_add() -> bool:
+        client = as_user(daemon, NOBODY)
+        client.greet()
+        return add_derivation(client, "again", derivation_of_many(500_000, "again")) == ""
+
+    wait_until(may_add, "the end of what the last connection kept")
