@@ -23,6 +23,7 @@ from executor.store.signing import SecretKey, sign
 
 _HOOK_TIMEOUT = 600
 _GRACE = 0.5
+MOST_OF_DIFF_HOOK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def not_deterministic(name: str, differing: Sequence[Differing]) -> BuildFailure
 async def run_diff_hook(command: Sequence[str], user: BuildUser) -> tuple[str, ...]:
     """Run the diff hook as the build user, and return what there is to tell of it.
 
-    Its failure is told and nothing more: the build has failed for another reason.
+    Its failure is told and nothing more: the build has failed for another reason. What it says is
+    about contents that a builder has made, who may have made them so that it is very much.
     """
     env = {b"PATH": os.environb.get(b"PATH", b"/usr/bin:/bin")}
     reading, writing = os.pipe()
@@ -105,7 +107,11 @@ async def run_diff_hook(command: Sequence[str], user: BuildUser) -> tuple[str, .
             os.close(writing)
         # Its user may build something else soon: nothing of it may stay.
         status, output = await output_of(
-            hook, reading, grace=_GRACE, seconds=_HOOK_TIMEOUT, spare_rest=False
+            *(hook, reading),
+            grace=_GRACE,
+            seconds=_HOOK_TIMEOUT,
+            spare_rest=False,
+            most=MOST_OF_DIFF_HOOK,
         )
     except TimeoutError:
         return (f"diff hook execution failed: '{command[0]}' took over {_HOOK_TIMEOUT} seconds",)
@@ -114,4 +120,6 @@ async def run_diff_hook(command: Sequence[str], user: BuildUser) -> tuple[str, .
     if status:
         return (f"diff hook execution failed: '{command[0]}' {status_text(status)}",)
     text = output.decode("utf-8", "replace").rstrip("\n")
+    if len(output) == MOST_OF_DIFF_HOOK:
+        text += "\n[what follows was left out]"
     return (text,) if text else ()

@@ -24,6 +24,8 @@ from sandbox import Contacts
 
 T = TypeVar("T")
 _KIND = "event"
+# Values are objects of Python, of a hundred bytes and more: their number is limited, not the text.
+_MOST_VALUES = 1 << 21
 _EVENTS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
@@ -38,7 +40,7 @@ def event_from_json(text: str) -> Event:
     kind = _EVENTS.get(str(value.get(_KIND)))
     if kind is None:
         raise FormatError("not an event that we know")
-    event: Event = _read_fields(kind, value)
+    event: Event = _read_object(kind, value)
     return event
 
 
@@ -49,7 +51,15 @@ def result_to_json(result: BuildResult) -> str:
 
 def result_from_json(text: str) -> BuildResult:
     """The result. Raises ``FormatError`` for what is none."""
-    return _read_fields(BuildResult, _load(text))
+    return _read_object(BuildResult, _load(text))
+
+
+def _read_object(kind: type[T], value: Mapping[str, Any]) -> T:
+    try:
+        return _read_fields(kind, value)
+    except RecursionError:
+        # Lists in lists, just not too deep to be read, but too deep to be shown in an error.
+        raise FormatError("not JSON that we know: too many levels") from None
 
 
 def _dump(value: Mapping[str, object]) -> str:
@@ -57,6 +67,8 @@ def _dump(value: Mapping[str, object]) -> str:
 
 
 def _load(text: str) -> dict[str, Any]:
+    if sum(map(text.count, ",:[{")) > _MOST_VALUES:
+        raise FormatError("JSON with too many values")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -139,8 +151,11 @@ def _read_one_of(hints: tuple[Any, ...], value: Any) -> Any:
 
 def _read_leaf(hint: Any, value: Any) -> Any:
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(_require(number and math.isfinite(value), value))
+        _require(isinstance(value, int | float) and not isinstance(value, bool), value)
+        try:
+            return _require(math.isfinite(number := float(value)), number)
+        except OverflowError:  # an integer of hundreds of digits
+            raise FormatError("a number is too large") from None
     if hint is int:
         return _require(isinstance(value, int) and not isinstance(value, bool), value)
     if hint is bool:
@@ -162,7 +177,7 @@ def _require_member(hint: type[Enum], value: Any) -> Enum:
     try:
         return hint(value)
     except ValueError as error:
-        raise FormatError(str(error)) from None
+        raise FormatError(str(error)[:200]) from None
 
 
 def _require(good: bool, value: Any) -> Any:

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -174,17 +175,19 @@ async def output_of(
     grace: float,
     seconds: float | None = None,
     spare_rest: bool = True,
+    most: int = sys.maxsize,
 ) -> tuple[int, bytes]:
     """Let a program run to its end; its status, and what it wrote to a pipe that doesn't block.
 
-    Raises ``TimeoutError`` after so many seconds. Whatever happens, it has ended afterwards, and
-    with an error, a cancellation or without ``spare_rest`` its children have.
+    What comes after the first ``most`` bytes is read and thrown away. Raises ``TimeoutError`` after
+    so many seconds. Whatever happens, it has ended afterwards, and with an error, a cancellation or
+    without ``spare_rest`` its children have.
     """
     data = bytearray()
 
     async def read() -> None:
         async for some in chunks(fd):
-            data.extend(some)
+            data.extend(some[: most - len(data)])
 
     reading = asyncio.ensure_future(read())
     spare = False

@@ -12,8 +12,9 @@ from executor.caches.errors import CacheError
 from executor.formats.nar import Source
 
 _BLOCK = 1 << 16
-# What the decoder of the highest xz preset needs, several times; an archive may ask for 4 GiB.
-_LZMA_MEMORY = 512 << 20
+# What the decoder of the highest xz preset needs, twice; an archive may ask for 4 GiB, and many are
+# read at once. As much as one of zstd may take.
+_LZMA_MEMORY = 128 << 20
 
 
 class _Decoder(Protocol):

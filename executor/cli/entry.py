@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def start() -> NoReturn:
     """The program ``executor``. A Ctrl-C that comes this early ends it without a word."""
     gc.disable()  # until everything is imported, which makes no garbage
+    _open_standard_streams()
     interrupted = False
     try:
         _say_what_is_valid()
@@ -27,6 +28,22 @@ def start() -> NoReturn:
     from executor.cli.main import run
 
     run()
+
+
+def _open_standard_streams() -> None:
+    """Have the descriptors 0 to 2 lead nowhere, where whoever starts us has closed them.
+
+    The next files would be opened in their place: a lock, or one of a store, and what we or a
+    program that we start print would be written into it.
+    """
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - it takes no keyword
+    os.close(descriptor)
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _say_what_is_valid() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from executor.cli.options import Invocation
@@ -11,7 +12,7 @@ from executor.cli.stores import open_store
 from executor.cli.targets import store_path
 from executor.errors import UsageError
 from executor.formats.store_path import StorePath
-from executor.store.log_files import read_log
+from executor.store.log_files import log_pieces
 
 if TYPE_CHECKING:
     from executor.cli.stores import Store
@@ -37,17 +38,18 @@ def run(invocation: Invocation, arguments: argparse.Namespace) -> int:
         log = _elsewhere(invocation, candidates)
     if log is None:
         raise UsageError(f"build log of '{arguments.path}' is not available")
-    sys.stdout.buffer.write(log)
+    for piece in log:
+        sys.stdout.buffer.write(piece)
     sys.stdout.buffer.flush()
     return 0
 
 
-def _here(invocation: Invocation, candidates: list[StorePath]) -> bytes | None:
-    logs = (read_log(invocation.location.log_dir, candidate) for candidate in candidates)
+def _here(invocation: Invocation, candidates: list[StorePath]) -> Iterable[bytes] | None:
+    logs = (log_pieces(invocation.location.log_dir, candidate) for candidate in candidates)
     return next((log for log in logs if log is not None), None)
 
 
-def _elsewhere(invocation: Invocation, candidates: list[StorePath]) -> bytes | None:
+def _elsewhere(invocation: Invocation, candidates: list[StorePath]) -> Iterable[bytes] | None:
     """From a substituter, whose logs nobody vouches for."""
     settings = invocation.settings
     if not (candidates and settings.substitute and settings.substituters):
@@ -63,7 +65,7 @@ def _elsewhere(invocation: Invocation, candidates: list[StorePath]) -> bytes | N
         return None
     try:
         logs = map(substituters.log, candidates)
-        return next((log for log in logs if log is not None), None)
+        return next(([log] for log in logs if log is not None), None)
     finally:
         substituters.close()
 

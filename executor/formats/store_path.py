@@ -140,7 +140,12 @@ def make_output_path(
 def make_text_path(
     store_dir: StoreDir, name: str, sha256: Hash, references: Iterable[StorePath] = ()
 ) -> StorePath:
-    """Path of a text file (derivations, ``toFile``) with this content hash."""
+    """Path of a text file (derivations, ``toFile``) with this content hash.
+
+    Raises ``FormatError`` for any other than SHA-256: stock Nix aborts where it meets such a path.
+    """
+    if sha256.algorithm is not HashAlgorithm.SHA256:
+        raise FormatError(f"text '{name}' must be hashed with SHA-256")
     return make_store_path(store_dir, _with_references(store_dir, "text", references), sha256, name)
 
 

@@ -134,7 +134,7 @@ class Session:
         """This connection's store, open from the first use on. Raises ``StoreError``."""
         if self._store is None:
             self._store = self.open_store()
-            self._store.temp_roots.pay = self._pay
+            self._store.temp_roots.pay = self._store.derivations.pay = self._pay
         return self._store
 
     def open_store(self) -> LocalStore:

@@ -315,9 +315,12 @@ def _times_built(result: BuildResult) -> int:
 
 
 def parse_signature(text: str) -> str:
-    """A signature of the form ``name:base64``. Raises ``FormatError``."""
+    """A signature of the form ``name:base64``. Raises ``FormatError``.
+
+    Others see it, in terminals and in texts of many signatures with spaces between them.
+    """
     name, colon, encoded = text.partition(":")
-    if not (name and colon and encoded) or any(character.isspace() for character in text):
+    if not (name and colon and encoded and text.isprintable()) or " " in text:
         raise FormatError(f"signature '{text[:100]}' is corrupt")
     return text
 

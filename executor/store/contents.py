@@ -48,8 +48,11 @@ def hash_contents(
     """The hash that a content address of these contents has.
 
     ``rewrites`` are hash parts that are replaced before; ``progress`` may raise to stop. Raises
-    ``OSError`` where a file is expected and something else is there.
+    ``OSError`` where a file is expected and something else is there, and ``FormatError`` for Git
+    hashes, which are of something else than the file.
     """
+    if method is IngestionMethod.GIT:
+        raise FormatError("Git hashes aren't supported")
     hasher = hashlib.new(algorithm.value)
     rewriter = HashRewriter(rewrites, hasher.update) if rewrites else None
     write = hasher.update if rewriter is None else rewriter.feed

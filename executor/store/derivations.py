@@ -1,23 +1,33 @@
 """Derivations as files of the store: reading them once, and trusting them for a reason."""
 
 import os
+from collections.abc import Callable
 
 from executor.derivation import Derivation, FixedOutput, InputAddressed, parse_derivation
 from executor.derivation_hash import ModuloHasher, check_output_paths
 from executor.errors import FormatError, StoreError
 from executor.formats.store_path import StoreDir, StorePath
+from executor.formats.wire import ITEM_COST
 from executor.store.queries import Queries
 
 _MAX_DRV_BYTES = 256 * 1024 * 1024
+# What the values of one may take as objects: hundreds of times what real ones do.
+_MAX_COST = 256 * 1024 * 1024
+# From here on one is paid for; graphs have many small ones, which are many files of the store too.
+_LARGE = 1024 * 1024
 
 
 class DerivationFiles:
-    """Parses `.drv` files of one store and keeps what it has parsed."""
+    """Parses `.drv` files of one store and keeps what it has parsed.
+
+    `pay` is told what a large one costs before it is parsed, and raises where that is too much.
+    """
 
     def __init__(self, real_store_dir: str, store_dir: StoreDir, queries: Queries) -> None:
         self._real_store_dir = real_store_dir
         self._store_dir = store_dir
         self._queries = queries
+        self.pay: Callable[[int], object] = lambda _size: None
         self._parsed: dict[StorePath, Derivation] = {}
         self._trusted: set[StorePath] = set()
         # One for all, so that a chain of derivations is hashed once and not once per link.
@@ -36,6 +46,7 @@ class DerivationFiles:
             raise StoreError(f"'{self._store_dir.render(path)}' is not a derivation")
         try:
             data = _read_file(f"{self._real_store_dir}/{path.base_name}")
+            self._pay_for(data)
             return parse_derivation(data, path.name.removesuffix(".drv"), self._store_dir)
         except OSError as error:
             raise StoreError(
@@ -45,6 +56,13 @@ class DerivationFiles:
             raise StoreError(
                 f"error parsing derivation '{self._store_dir.render(path)}': {error}"
             ) from error
+
+    def _pay_for(self, data: bytes) -> None:
+        cost = len(data) + ITEM_COST * data.count(b",")
+        if cost > _MAX_COST:
+            raise FormatError("it has too many values")
+        if cost >= _LARGE:
+            self.pay(cost)
 
     def read_valid(self, path: StorePath) -> Derivation:
         """A valid derivation whose output paths are the right ones.

@@ -64,13 +64,13 @@ class LocalStore:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._store_fd = os.open(location.real_store_dir, flags)
         self._queries = Queries(self._database, location.store_dir)
-        self._derivations = DerivationFiles(
+        self.derivations = DerivationFiles(
             location.real_store_dir, location.store_dir, self._queries
         )
         self._registrar = self._registrar_class()(
             self._database,
             self._queries,
-            self._derivations,
+            self.derivations,
             location.store_dir,
             sync_first=settings.sync_before_registering,
         )
@@ -223,12 +223,12 @@ class LocalStore:
 
     def read_derivation(self, path: StorePath) -> Derivation:
         """A valid derivation; its output paths are known to be right. Kept for the next time."""
-        return self._derivations.read_valid(path)
+        return self.derivations.read_valid(path)
 
     @property
     def modulo_hasher(self) -> ModuloHasher:
         """Computes output paths of derivations whose inputs are in this store."""
-        return self._derivations.hasher
+        return self.derivations.hasher
 
     def write_derivation(
         self, derivation: Derivation, *, on_wait: Callable[[str], object] = _ignore
@@ -384,10 +384,10 @@ class LocalStore:
         self._require_writable()
         self._registrar.invalidate(path)
 
-    def add_signatures(self, path: StorePath, signatures: Iterable[str]) -> None:
-        """Add signatures to a valid path."""
+    def add_signatures(self, path: StorePath, signatures: Iterable[str], most: int = 0) -> None:
+        """Add signatures to a valid path; ``most`` limits the characters of all (0: it doesn't)."""
         self._require_writable()
-        self._registrar.add_signatures(path, signatures)
+        self._registrar.add_signatures(path, signatures, most)
 
     # Garbage collector roots and checks.
 

@@ -6,7 +6,9 @@ Layout (as Nix): `<log dir>/drvs/<first two characters>/<rest of the derivation'
 
 import bz2
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from io import FileIO
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +18,8 @@ from executor.store.descriptors import make_directories
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BUFFER = 64 * 1024
+# The longest log that is read as a whole, in bytes.
+_MOST = 256 * 1024 * 1024
 # A compressed log without a byte in it.
 _NOTHING = b"BZh9\x17rE8P\x90" + bytes(4)
 # A block of Nix's level, 9, takes 7.6 MB to compress, one of level 1 takes 1.2. Most logs are
@@ -142,28 +146,51 @@ def _remove_twin(directory_fd: int, name: str) -> None:
             os.unlink(name.removesuffix(".bz2"), dir_fd=directory_fd)
 
 
-def read_log(log_dir: str, drv_path: StorePath) -> bytes | None:
-    """The whole log of the last build, or None if there is none; looks where Nix looks.
+def log_pieces(log_dir: str, drv_path: StorePath) -> Iterator[bytes] | None:
+    """The log of the last build piece by piece, or None if there is none; looks where Nix looks.
 
-    Of a log whose writer was killed, what can be read. Raises StoreError for one that was damaged.
+    A builder that has printed one letter for an hour has left a small file: a log may be larger
+    than the memory. Of one whose writer was killed, what can be read. Raises StoreError for one
+    that was damaged.
     """
     base = drv_path.base_name
     for plain in (f"{log_dir}/drvs/{base[:2]}/{base[2:]}", f"{log_dir}/drvs/{base}"):
         with suppress(FileNotFoundError):
-            return _read(plain)
+            return _pieces(FileIO(plain))
         with suppress(FileNotFoundError):
-            return unpack_log(_read(f"{plain}.bz2"), f"{plain}.bz2")
+            return _unpacked(FileIO(f"{plain}.bz2"), f"{plain}.bz2")
     return None
 
 
-def unpack_log(data: bytes, origin: str) -> bytes:
-    """What a compressed log says, as far as it goes. Raises StoreError naming `origin`."""
-    try:
-        return bz2.BZ2Decompressor().decompress(data)
-    except OSError as error:
-        raise StoreError(f"the log '{origin}' is damaged: {error}") from error
+def read_log(log_dir: str, drv_path: StorePath) -> bytes | None:
+    """The whole log, as `log_pieces` finds it. Raises StoreError for one that is too long, too."""
+    pieces = log_pieces(log_dir, drv_path)
+    if pieces is None:
+        return None
+    log = bytearray()
+    for piece in pieces:
+        log += piece
+        if len(log) > _MOST:
+            raise StoreError(f"the log of '{drv_path.base_name}' is longer than {_MOST} bytes")
+    return bytes(log)
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=_BUFFER) as file:
-        return file.read()
+def _pieces(file: FileIO) -> Iterator[bytes]:
+    with file:
+        while data := file.read(_BUFFER):
+            yield data
+
+
+def _unpacked(file: FileIO, origin: str) -> Iterator[bytes]:
+    decoder = bz2.BZ2Decompressor()
+    with file:
+        try:
+            while not decoder.eof:
+                wanting = decoder.needs_input
+                data = file.read(_BUFFER) if wanting else b""
+                if wanting and not data:
+                    return
+                if piece := decoder.decompress(data, _BUFFER):
+                    yield piece
+        except OSError as error:
+            raise StoreError(f"the log '{origin}' is damaged: {error}") from error

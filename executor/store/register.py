@@ -118,16 +118,23 @@ class Registrar:
             self._database.delete_path(self._queries.render(path))
         self._derivations.forget(path)
 
-    def add_signatures(self, path: StorePath, signatures: Iterable[str]) -> None:
-        """Add signatures to those of a valid path."""
+    def add_signatures(self, path: StorePath, signatures: Iterable[str], most: int = 0) -> None:
+        """Add signatures to those of a valid path.
+
+        Raises ``StoreError`` where it would have more than ``most`` characters of them.
+        """
         with self._database.transaction():
             info = self._queries.info(path)
+            joined = " ".join(sorted({*info.signatures, *signatures}))
+            if most and len(joined) > max(most, len(" ".join(info.signatures))):
+                name = self._queries.render(path)
+                raise StoreError(f"path '{name}' has as many signatures as it may have")
             self._database.update_path(
                 (
                     info.nar_size or None,
                     info.nar_hash.prefixed16,
                     1 if info.ultimate else None,
-                    " ".join(sorted({*info.signatures, *signatures})) or None,
+                    joined or None,
                     info.content_address,
                     self._queries.render(path),
                 )
@@ -137,7 +144,13 @@ class Registrar:
 def content_addressed_path(
     store_dir: StoreDir, info: PathInfo, address: ContentAddress
 ) -> StorePath:
-    """The path that contents of this address and references have to have."""
+    """The path that contents of this address and references have to have.
+
+    Raises ``FormatError`` for a combination that has none, and for Git hashes: no contents are
+    hashed that way here, and stock Nix fails where it meets a path that claims one.
+    """
+    if address.method is IngestionMethod.GIT:
+        raise FormatError("Git hashes aren't supported")
     if address.method is IngestionMethod.TEXT:
         return make_text_path(store_dir, info.path.name, address.hash, info.references)
     return make_fixed_output_path(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from executor.build.check import MOST_OF_DIFF_HOOK
 from executor.build.plan import Target
 from executor.build.result import BuildStatus
 from tests.build.conftest import (
@@ -110,6 +111,23 @@ def test_the_diff_hook_leaves_nothing_behind(
     run = check(workshop, drv, diff_hook=str(hook), run_diff_hook=True)
     assert run.notices == ["said"]
     wait_until(lambda: processes_with(SLEEPING) == [], "the end of what it left")
+
+
+def test_row_158_what_a_diff_hook_says_of_huge_outputs_is_cut(workshop: Workshop) -> None:
+    """A builder decides what the hook has to tell."""
+    drv = workshop.make("changing", f"{CHANGING} $out")
+    workshop.build(drv)
+    hook = workshop.directory / "hook"
+    hook.write_text("#!/bin/sh\necho first\nhead -c 200000000 /dev/zero | tr '\\0' x\n")
+    hook.chmod(0o755)
+    for directory in (workshop.directory, *workshop.directory.parents):
+        if directory != directory.parent and not os.stat(directory).st_mode & 1:
+            directory.chmod(0o755)
+    run = check(workshop, drv, diff_hook=str(hook), run_diff_hook=True)
+    (notice,) = run.notices
+    assert notice.startswith("first\nxxx")
+    assert notice.endswith("x\n[what follows was left out]")
+    assert len(notice) < MOST_OF_DIFF_HOOK + 100
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+import tracemalloc
 
 import pytest
 
@@ -37,6 +38,26 @@ def _run(script: str, seconds: float | None = None) -> tuple[int, bytes]:
 )
 def test_status_and_output(script: str, status: int) -> None:
     assert _run(script) == (status, b"x\n")
+
+
+def test_row_158_more_output_than_is_wanted_is_read_and_not_kept() -> None:
+    async def run() -> tuple[int, bytes]:
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        try:
+            script = "printf abcdef; head -c 100000000 /dev/zero; exit 3"
+            program = Program.start(["/bin/sh", "-c", script], env=_ENV, output=writing)
+            os.close(writing)
+            return await asyncio.wait_for(output_of(program, reading, grace=0.3, most=5), 60)
+        finally:
+            os.close(reading)
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(run()) == (3, b"abcde")
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("script", ["exit 0", "exit 3"])

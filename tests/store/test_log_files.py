@@ -1,6 +1,7 @@
 """Build logs: where they are, and that Nix can read ours and we can read Nix's."""
 
 import bz2
+import os
 import tracemalloc
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from executor.errors import StoreError
 from executor.formats.store_path import StorePath
 from executor.store.local import LocalStore
-from executor.store.log_files import LogFile, log_path, read_log
+from executor.store.log_files import LogFile, log_path, log_pieces, read_log
 
 from .conftest import Nix
 
@@ -53,6 +54,32 @@ def test_small_logs_that_are_being_written_take_little_memory(scratch: Path) -> 
             log.write(b"hello\n" * 1000)
         _now, most = tracemalloc.get_traced_memory()
     assert most < 2_000_000
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_row_158_a_log_is_read_in_pieces_however_long_it_is(scratch: Path, compress: bool) -> None:
+    """A builder may print zeros for an hour: compressed, gigabytes of them are kilobytes."""
+    path = Path(log_path(str(scratch), _DRV, compress=compress))
+    path.parent.mkdir(parents=True)
+    size = 400 << 20
+    if compress:
+        packer = bz2.BZ2Compressor()
+        packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(size >> 20))
+        path.write_bytes(packed + packer.flush())
+        assert path.stat().st_size < 1 << 20
+    else:
+        path.touch()
+        os.truncate(path, size)
+    tracemalloc.start()
+    try:
+        pieces = log_pieces(str(scratch), _DRV)
+        assert pieces is not None
+        assert sum(map(len, pieces)) == size
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(StoreError, match="is longer than"):
+        read_log(str(scratch), _DRV)
 
 
 def test_plain_log_is_visible_while_it_grows(scratch: Path) -> None:

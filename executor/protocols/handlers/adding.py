@@ -25,6 +25,9 @@ _MAX_NAME = 1 << 10
 _MAX_WORD = 1 << 10
 _MAX_LOG = 1 << 30
 _PIECE = 1 << 18
+# What signatures of a path come to that anybody may add, in characters: hundreds. Each question
+# about the path is answered with all of them.
+_MOST_SIGNATURES = 1 << 16
 
 
 def add_to_store(call: Call) -> None:
@@ -127,6 +130,8 @@ def _add_archive(
 ) -> None:
     if repair:
         _require_repair(call)
+    if not call.trusted and len(" ".join(info.signatures)) > _MOST_SIGNATURES:
+        raise RefusedError(f"'{info.path.base_name}' has more signatures than it may have")
     view = call.session.view
     view.require(info.references - {info.path})
     if not unchecked and _signatures_required(call):
@@ -165,7 +170,7 @@ def add_signatures(call: Call) -> None:
     """Signatures for a valid path: anybody may add some, who checks believes keys."""
     path, signatures = call.read.path(), call.read.signatures()
     call.begin()
-    call.store.add_signatures(path, signatures)
+    call.store.add_signatures(path, signatures, 0 if call.trusted else _MOST_SIGNATURES)
     call.answer.number(1)
 
 
