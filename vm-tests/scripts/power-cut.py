@@ -1,6 +1,6 @@
-# The plug is pulled at ten random moments of a graph. With fsync-store-paths, the store verifies with
-# contents after each reboot and the next run completes; with the default, the database is sound and
-# what lost its data is healed.
+# The plug is pulled at ten random moments in the middle of a graph, five times with fsync-store-paths
+# and five times without. With it, the store verifies with contents after each reboot and the next run
+# completes; without it, the database is sound, and what lost its data is healed first.
 import random
 import shlex
 import time
@@ -13,68 +13,105 @@ EXPRESSION = """
     args = [ "-c" "busybox mkdir $out; for i in 1 2 3 4 5; do busybox head -c 100000 /dev/urandom > $out/$i; done" ];
   };
   chain = builtins.foldl' (above: number: [ (one number above) (one (number + 1000) above) ]) [ ]
-    (builtins.genList (n: n) 25);
+    (builtins.genList (n: n) 15);
 in derivation {
   name = "top"; system = builtins.currentSystem; PATH = "/bin"; builder = "/bin/sh";
-  inputs = chain; args = [ "-c" "echo $inputs > $out" ];
+  inputs = chain; inherit nonce; args = [ "-c" "echo $inputs > $out" ];
 }
 """
+STEPS = 30
 ROUNDS = 5
+# Steps that are left at the latest cut, for what is built while the script learns how far it is.
+LEFT = 6
 seed = random.randrange(1 << 32)
 log(f"seed {seed}")
 chance = random.Random(seed)
 
+# Which outputs of a graph are in the store, and which of them are valid: "3 2".
+COUNT = """
+import os, sqlite3, subprocess, sys
+def lines(*command):
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+steps = [path for path in lines("nix-store", "-q", "--requisites", sys.argv[1]) if "-step-" in path]
+outputs = lines("nix-store", "-q", "--outputs", *steps)
+database = sqlite3.connect("/nix/var/nix/db/db.sqlite")
+assert database.execute("pragma integrity_check").fetchall() == [("ok",)]
+valid = {path for (path,) in database.execute("select path from ValidPaths")}
+print(sum(map(os.path.lexists, outputs)), len(valid.intersection(outputs)))
+"""
+
 
 def prepare(nonce):
-    machine.succeed(f"printf %s {shlex.quote(EXPRESSION)} > /root/graph.nix")
-    return machine.succeed(f"nix-instantiate /root/graph.nix --argstr nonce {nonce}; sync").strip()
+    """A graph of its own, of which nothing is built: its .drv, which is safe on the disk."""
+    command = f"nix-instantiate /root/graph.nix --argstr nonce {nonce} && sync"
+    return machine.succeed(command).strip()
 
 
 def build(drv, options):
     return f"executor build -j 2 {options} {drv}"
 
 
-def cut(drv, options, number):
-    machine.wait_for_unit("multi-user.target")
-    machine.execute(f"{build(drv, options)} > /dev/null 2>&1", check_output=False)
-    time.sleep(chance.uniform(1.0, 12.0))
+def count(drv):
+    present, valid = machine.succeed(f"python3 /root/count.py {drv}").split()
+    return int(present), int(valid)
+
+
+def cut(drv, options):
+    """Pull the plug in the middle of a graph. How many of its steps are valid after the reboot."""
+    before = int(machine.succeed("ls /nix/store | grep -c 'step-[0-9]*$' || true"))
+    done = chance.randint(1, STEPS - LEFT)
+    machine.execute(f"{build(drv, options)} > /tmp/build.log 2>&1", check_output=False)
+    machine.succeed(
+        f"for try in $(seq 3000); do built=$(ls /nix/store | grep -c 'step-[0-9]*$');"
+        f" [ $built -lt {before + done} ] || exit 0; sleep 0.1; done; cat /tmp/build.log; exit 1",
+        timeout=400,
+    )
+    # Into whatever the next steps are at: building, copying, hashing, registering.
+    time.sleep(chance.uniform(0.0, 0.5))
     machine.crash()
     machine.start()
     machine.wait_for_unit("multi-user.target")
-    valid = machine.succeed("ls /nix/store | grep -c step- || true").strip()
-    log(f"cut {number}: {valid} names in the store")
-    machine.succeed(
-        "test \"$(sqlite3 /nix/var/nix/db/db.sqlite 'pragma integrity_check' 2>/dev/null || "
-        'python3 -c \'import sqlite3; print(sqlite3.connect("/nix/var/nix/db/db.sqlite")'
-        '.execute("pragma integrity_check").fetchone()[0])\')" = ok'
-    )
+    present, valid = count(drv)
+    log(f"cut after {done} of {STEPS} steps: {present} in the store, {valid} of them valid")
+    assert max(present, valid) < STEPS, "the graph was finished before the cut"
+    return valid
 
 
 start_all()
 machine.wait_for_unit("multi-user.target")
+machine.succeed(f"printf %s {shlex.quote(EXPRESSION)} > /root/graph.nix")
+machine.succeed(f"printf %s {shlex.quote(COUNT)} > /root/count.py")
 
 with subtest("with fsync-store-paths nothing that is valid is lost"):
     options = "--option fsync-store-paths true"
-    drv = prepare("durable")
+    survived = []
     for number in range(ROUNDS):
-        cut(drv, options, number)
+        drv = prepare(f"durable-{number}")
+        survived.append(cut(drv, options))
         machine.succeed("executor verify --check-contents 2>&1")
         machine.succeed("nix-store --verify --check-contents 2>&1")
-    machine.succeed(build(drv, options))
-    machine.succeed("executor verify --check-contents 2>&1")
+        machine.succeed(build(drv, options))
+        assert count(drv) == (STEPS, STEPS)
+        machine.succeed("executor verify --check-contents 2>&1")
+    log(f"valid after the cuts: {survived}")
+    # Else nothing was there that could have been lost.
+    assert any(survived), survived
 
 with subtest("without it, the database is sound and repair heals"):
-    drv = prepare("fast")
-    for number in range(ROUNDS, 2 * ROUNDS):
-        cut(drv, "", number)
+    for number in range(ROUNDS):
+        drv = prepare(f"fast-{number}")
+        cut(drv, "")
         machine.succeed("executor verify --check-contents --repair 2>&1")
         machine.succeed("executor verify --check-contents 2>&1")
-    machine.succeed(build(drv, ""))
+        machine.succeed(build(drv, ""))
+        assert count(drv) == (STEPS, STEPS)
     machine.succeed("nix-store --verify --check-contents 2>&1")
 
 with subtest("nothing of what was cut off is left after a collection"):
     machine.succeed("executor gc 2>&1")
     machine.fail(
-        "ls -d /nix/store/*.chroot /nix/store/.tmp* /nix/var/nix/builds/*-step-* 2>/dev/null | grep ."
+        "ls -d /nix/store/*.chroot /nix/store/.tmp* /nix/store/*-step-* /nix/store/*-top"
+        " 2>/dev/null | grep ."
     )
+    machine.fail("find /nix/var/nix/builds -mindepth 1 2>/dev/null | grep .")
 machine.shutdown()
