@@ -117,7 +117,7 @@ def _judge(test: Test, machines: list[Machine], log: Log) -> str:
         exec(code, names_of(machines, log))
     except _TooSlow:
         return f"not finished within {minutes:g} minutes"
-    except TestFailedError as error:
+    except (TestFailedError, DriverError) as error:
         return f"{error} (line {_line(error, test.script)} of {test.script.name})"
     except Exception:  # noqa: BLE001 - a script may raise anything; it failed then
         return traceback.format_exc()
