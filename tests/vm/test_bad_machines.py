@@ -7,6 +7,7 @@ the real one doesn't do.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,14 +47,15 @@ from driver import qemu
 from driver.catalogue import Guest, Test
 from driver.image import Image
 from driver.kernels import Kernel
-from driver.run import run
+from driver.run import end_in_order, run
+end_in_order()
 place = Path(os.environ["PLACE"])
 if os.environ["GUEST"] == "silent-monitor":
     qemu._MONITOR_PATIENCE = 1.0
 guest = Guest(name="machine", memory=64, processors=1, disks=(), kernel="oldest", options="")
 test = Test(
-    name="hangs", about="a guest that hangs", script=place / "script.py", minutes=0.05, ci=False,
-    guests=(guest,),
+    name="hangs", about="a guest that hangs", script=place / "script.py",
+    minutes=float(os.environ["MINUTES"]), ci=False, guests=(guest,),
 )
 outcome = run(test, Image(place / "root.img", {"oldest": Kernel(place / "kernel")}))
 print("OUTCOME", outcome.error)
@@ -61,8 +63,8 @@ print("OUTCOME", outcome.error)
 PATIENCE = 30.0
 
 
-def drive(place: Path, guest: str) -> tuple[str, int | None]:
-    """What the driver prints of a machine of this kind, and qemu's process id, if it started."""
+def start(place: Path, guest: str, minutes: float) -> subprocess.Popen[str]:
+    """The driver, with one machine of this kind."""
     programs = place / "programs"
     programs.mkdir()
     for name, text in (("qemu-system-x86_64", QEMU), ("qemu-img", QEMU_IMG)):
@@ -74,20 +76,36 @@ def drive(place: Path, guest: str) -> tuple[str, int | None]:
         "PYTHONPATH": str(HOME),
         "PLACE": str(place),
         "GUEST": guest,
+        "MINUTES": str(minutes),
+        "TMPDIR": str(place),
     }
-    begun = time.monotonic()
-    result = subprocess.run(
-        [sys.executable, "-c", RUN],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-        check=False,
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN], env=environment, stdout=subprocess.PIPE, text=True
     )
-    assert result.returncode == 0, result.stderr
-    assert time.monotonic() - begun < PATIENCE
-    pid = place / "pid"
-    return result.stdout, int(pid.read_text()) if pid.exists() else None
+
+
+def wait_for_qemu(place: Path) -> int:
+    """Its process id, once it runs."""
+    deadline = time.monotonic() + PATIENCE
+    path = place / "pid"
+    while not (path.exists() and path.read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return int(path.read_text())
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process ends within a moment."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
 
 
 @pytest.mark.parametrize(
@@ -102,14 +120,34 @@ def drive(place: Path, guest: str) -> tuple[str, int | None]:
 def test_a_guest_that_hangs_is_killed_and_its_console_shown(
     guest: str, complaint: str, tmp_path: Path
 ) -> None:
-    output, pid = drive(tmp_path, guest)
+    begun = time.monotonic()
+    driver = start(tmp_path, guest, 0.05)
+    output, _ = driver.communicate(timeout=2 * PATIENCE)
+    assert driver.returncode == 0
+    assert time.monotonic() - begun < PATIENCE
     assert f"OUTCOME {complaint}\n" in output
     assert ("machine: booted in" in output) == (guest == "hangs-later")
     assert "the end of machine's console:" in output
     assert "machine| 'Kernel panic - not syncing: this guest hangs'" in output
     assert ("-frobnicate: no such option" in output) == (guest == "refuses")
-    assert pid is not None
-    assert not Path(f"/proc/{pid}").exists()
+    assert is_gone(wait_for_qemu(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_driver_that_is_ended_takes_its_machines_with_it(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    driver = start(tmp_path, "hangs-at-boot", 10)
+    try:
+        pid = wait_for_qemu(tmp_path)
+        driver.send_signal(number)
+        driver.communicate(timeout=PATIENCE)
+    finally:
+        driver.kill()
+    assert driver.returncode == (128 + number if number == signal.SIGTERM else -number)
+    assert is_gone(pid)
+    # Nor its disks, where there was time for that.
+    assert bool(list(tmp_path.glob("vm-*"))) == (number == signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

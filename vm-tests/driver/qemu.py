@@ -87,7 +87,9 @@ class Qemu:
         self.shell, shell = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
         ends = (shell, monitor, network)
-        command = command_line(
+        # A driver that is killed leaves no machine behind.
+        command = [require_program("setpriv", "util-linux"), "--pdeathsig", "KILL"]
+        command += command_line(
             require_program(PROGRAM, "qemu-system-x86"),
             hardware,
             accelerator(),
