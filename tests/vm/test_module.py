@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from driver.catalogue import HOME, load
 
 pytestmark = pytest.mark.nix
 
@@ -170,3 +171,20 @@ def test_it_listens_beside_nix_daemon_or_in_its_place() -> None:
     assert listens == "/nix/var/nix/daemon-socket/socket"
     assert instead["sockets"]["nix-daemon"]["enable"] is False
     assert instead["services"]["nix-daemon"]["enable"] is False
+
+
+def test_the_scripts_have_the_same_machines_on_nixos() -> None:
+    stub = (
+        "{ lib }: let pkgs = { inherit lib; testers.runNixOSTest = test: test;"
+        " linuxPackages_6_1 = null; linuxPackages_latest = null; };"
+        " in builtins.mapAttrs (name: test: builtins.attrNames test.nodes)"
+        f" (import {HOME}/default.nix {{ inherit pkgs; }})"
+    )
+    command = ["nix-instantiate", "--eval", "--strict", "--json", "--expr", stub]
+    command += ["--arg", "lib", f"import {library()}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    known = {test.name: [guest.name for guest in test.guests] for test in load().values()}
+    # These need a root file system that isn't NixOS's.
+    del known["disk-full"], known["update"]
+    assert json.loads(result.stdout) == known
