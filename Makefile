@@ -31,9 +31,10 @@ bench: setup-test
 	@$(VENV)/python -m benchmarks.budget $(ARGS)
 
 # Whole machines in qemu: all tests, or make vm-test T="boot limits"; make vm-test ARGS=--list
+# (env, and so no shell between make and the driver that would keep signals to itself.)
 vm-test: T =
 vm-test: setup-vm
-	@PYTHONPATH=vm-tests $(VENV)/python -m driver $(ARGS) $(T)
+	@env PYTHONPATH=vm-tests $(VENV)/python -m driver $(ARGS) $(T)
 
 # make install [PREFIX=/usr/local] [DESTDIR=…] [REPLACE_NIX_DAEMON=1]: the program and its service
 PREFIX ?= /usr/local

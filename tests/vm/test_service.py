@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from executor.config import load_settings
-from executor.settings import Settings
-
 ROOT = Path(__file__).parent.parent.parent
 MODULE = ROOT / "nixos/module.nix"
 
@@ -29,26 +26,6 @@ def test_nix_parses_it(path: Path) -> None:
     command = ["nix-instantiate", "--parse", str(path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
-
-
-def test_the_module_sets_only_what_is_a_setting() -> None:
-    known = {name.replace("_", "-") for name in Settings.__dataclass_fields__}
-    # In `services.executor.settings`: dashed names that are given a value.
-    named = set(
-        re.findall(r"^\s*(?:\(lib\.mkIf.*\{ )?([a-z]+(?:-[a-z]+)+) =", MODULE.read_text(), re.M)
-    )
-    assert {"max-jobs", "fod-network", "build-memory-max", "build-users-group"} <= named | {
-        "max-jobs"
-    }
-    assert named <= known, named - known
-
-
-def test_the_modules_choices_are_the_settings() -> None:
-    enum = re.search(r"fodNetwork = .*?enum \[(.*?)\]", MODULE.read_text(), re.S)
-    assert enum is not None
-    for choice in re.findall(r'"(\w+)"', enum[1]):
-        loaded = load_settings(environ={"NIX_CONFIG": f"fod-network = {choice}"})
-        assert loaded.settings.fod_network == choice
 
 
 def test_module_and_unit_are_the_same_service() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from driver.catalogue import load
 from driver.errors import DriverError
 from driver.image import PROJECT, build
-from driver.run import run
+from driver.run import end_in_order, run
 
 
 def main() -> int:
@@ -24,6 +24,7 @@ def main() -> int:
     )
     parser.add_argument("tests", nargs="*", metavar="TEST")
     options = parser.parse_args()
+    end_in_order()
     try:
         tests = load()
         unknown = [name for name in options.tests if name not in tests]

@@ -38,7 +38,7 @@ class Test:
     name: str
     about: str
     script: Path
-    minutes: int
+    minutes: float
     ci: bool
     guests: tuple[Guest, ...]
 

@@ -12,7 +12,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from driver.console import Console
@@ -244,11 +243,6 @@ class Machine:
             raise TestFailedError(_told(f"{self.name}: `{command[:200]}` failed ({code})", output))
 
     # Parts
-
-    def with_kernel_options(self, options: str) -> None:
-        """Add to the kernel's command line from the next start on (not in NixOS's driver)."""
-        line = f"{self._hardware.command_line} {options}"
-        self._hardware = replace(self._hardware, command_line=line)
 
     def _off(self) -> None:
         if self._qemu is not None:

@@ -21,6 +21,7 @@ PROGRAM = "qemu-system-x86_64"
 _SAYS_HELLO = b"\xba\xf4\x00\xb0\x10\xee\xf4"
 _HELLO_CODE = 0x10 << 1 | 1
 _KVM_PATIENCE = 5.0
+_MONITOR_PATIENCE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,9 @@ class Qemu:
         self.shell, shell = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
         ends = (shell, monitor, network)
-        command = command_line(
+        # A driver that is killed leaves no machine behind.
+        command = [require_program("setpriv", "util-linux"), "--pdeathsig", "KILL"]
+        command += command_line(
             require_program(PROGRAM, "qemu-system-x86"),
             hardware,
             accelerator(),
@@ -103,9 +106,14 @@ class Qemu:
         for end in ends:
             end.close()
         self._input = self._monitor.makefile("rb")
-        self._monitor.settimeout(60)
-        self._answer()
-        self.command("qmp_capabilities")
+        self._monitor.settimeout(_MONITOR_PATIENCE)
+        try:
+            self._answer()
+            self.command("qmp_capabilities")
+        except BaseException:
+            # Nobody else knows of the process yet.
+            self.kill()
+            raise
 
     @property
     def pid(self) -> int:
@@ -121,14 +129,14 @@ class Qemu:
         message = {"execute": name, "arguments": arguments}
         try:
             self._monitor.sendall(json.dumps(message).encode() + b"\n")
-            while True:
-                answer = self._answer()
-                if "return" in answer:
-                    return answer["return"]
-                if "error" in answer:
-                    raise DriverError(f"{self._name}: qemu refused {name}: {answer['error']}")
         except OSError as error:
             raise MachineDiedError(f"{self._name}: qemu's monitor is gone: {error}") from error
+        while True:
+            answer = self._answer()
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise DriverError(f"{self._name}: qemu refused {name}: {answer['error']}")
 
     def wait(self, timeout: float) -> bool:
         """Whether the machine went off within ``timeout`` seconds."""
@@ -146,7 +154,10 @@ class Qemu:
         self._monitor.close()
 
     def _answer(self) -> dict[str, object]:
-        line = self._input.readline()
+        try:
+            line = self._input.readline()
+        except OSError as error:
+            raise MachineDiedError(f"{self._name}: qemu's monitor is silent: {error}") from error
         if not line:
             # Its last words are in the console's log.
             time.sleep(0.1)

@@ -63,6 +63,15 @@ class Log:
         return time.monotonic() - self._begun
 
 
+def end_in_order() -> None:
+    """Let SIGTERM, with which time limits and CI end a run, turn off the machines first."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def run(test: Test, image: Image, *, keep: Path | None = None) -> Outcome:
     """Run a test to its end. The machines' disks and consoles stay in ``keep``, if given."""
     log = Log(test.name)
@@ -117,7 +126,7 @@ def _judge(test: Test, machines: list[Machine], log: Log) -> str:
         exec(code, names_of(machines, log))
     except _TooSlow:
         return f"not finished within {minutes:g} minutes"
-    except TestFailedError as error:
+    except (TestFailedError, DriverError) as error:
         return f"{error} (line {_line(error, test.script)} of {test.script.name})"
     except Exception:  # noqa: BLE001 - a script may raise anything; it failed then
         return traceback.format_exc()

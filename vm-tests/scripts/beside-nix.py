@@ -1,5 +1,5 @@
-# The executor's daemon and stock nix-daemon on one store: both build, collect garbage and verify at
-# once, and neither harms what the other does.
+# The executor's daemon and stock nix-daemon on one store: both build, collect garbage and verify, all
+# at once and as long as the builds take, and neither harms what the other does.
 import shlex
 
 EXPRESSION = """
@@ -14,7 +14,28 @@ EXPRESSION = """
   };
 in builtins.genList own count
 """
-THEIRS = "/run/theirs/socket"
+# What nobody keeps: the collections have something to delete, whoever built it.
+LITTER = """
+{ who, nonce }: derivation {
+  name = "litter-${who}-${nonce}"; system = builtins.currentSystem; PATH = "/bin";
+  builder = "/bin/sh"; args = [ "-c" "busybox mkdir $out; echo ${nonce} > $out/file" ];
+}
+"""
+COUNT = 40
+THEIRS = "unix:///run/theirs/socket"
+DAEMONS = {"ours": "daemon", "theirs": THEIRS}
+# Each runs again and again until both builds have ended.
+LOOPS = {
+    "gc-ours": "executor gc",
+    "gc-theirs": f"NIX_REMOTE={THEIRS} nix-store --gc",
+    "verify-ours": "executor verify --check-contents",
+    "verify-theirs": "nix-store --verify --check-contents",
+}
+ROUNDS = 3
+
+
+def write(path, text):
+    machine.succeed(f"printf %s {shlex.quote(text)} > {path}; chmod 644 {path}")
 
 
 def as_alice(remote, command):
@@ -23,13 +44,21 @@ def as_alice(remote, command):
 
 def begin(name, command):
     machine.execute(
-        f"{command} > /tmp/{name}.log 2>&1; echo $? > /tmp/{name}.code", check_output=False
+        f"( {command} ) > /tmp/{name}.log 2>&1; echo $? > /tmp/{name}.code", check_output=False
+    )
+
+
+def again_and_again(name, command):
+    begin(
+        name,
+        f"until test -e /tmp/enough; do {command} || exit 1;"
+        f" echo again >> /tmp/{name}.rounds; sleep 0.5; done",
     )
 
 
 def end(*names):
     for name in names:
-        machine.wait_until_succeeds(f"test -s /tmp/{name}.code", timeout=600)
+        machine.wait_until_succeeds(f"test -s /tmp/{name}.code", timeout=900)
         code = machine.succeed(f"cat /tmp/{name}.code").strip()
         assert code == "0", machine.succeed(f"tail -30 /tmp/{name}.log")
 
@@ -37,43 +66,47 @@ def end(*names):
 start_all()
 machine.wait_for_unit("multi-user.target")
 machine.wait_for_unit("executor.socket")
-machine.succeed(f"printf %s {shlex.quote(EXPRESSION)} > /tmp/graph.nix; chmod 644 /tmp/graph.nix")
+write("/tmp/graph.nix", EXPRESSION)
+write("/tmp/litter.nix", LITTER)
 # Stock nix-daemon at a socket of its own. Its sandbox needs a store that it can bind.
 machine.succeed(
-    f"mkdir -p /run/theirs; systemd-run -q --unit=theirs --setenv=NIX_DAEMON_SOCKET_PATH={THEIRS} nix-daemon"
+    "mkdir -p /run/theirs; systemd-run -q --unit=theirs"
+    " --setenv=NIX_DAEMON_SOCKET_PATH=/run/theirs/socket nix-daemon"
 )
-machine.wait_for_file(THEIRS)
+machine.wait_for_file("/run/theirs/socket")
 
-with subtest("the same derivations and others, from both, while both collect and verify"):
-    begin(
-        "ours", as_alice("daemon", "nix-build /tmp/graph.nix --argstr who ours -o /home/alice/ours")
-    )
-    begin(
-        "theirs",
-        as_alice(
-            f"unix://{THEIRS}", "nix-build /tmp/graph.nix --argstr who theirs -o /home/alice/theirs"
-        ),
-    )
-    begin("gc-ours", "for i in 1 2 3 4 5; do executor gc || exit 1; sleep 2; done")
-    begin("gc-theirs", "for i in 1 2 3 4 5; do nix-store --gc || exit 1; sleep 2; done")
-    begin(
-        "verify",
-        "for i in 1 2 3; do executor verify --check-contents && nix-store --verify --check-contents || exit 1; done",
-    )
-    end("ours", "theirs", "gc-ours", "gc-theirs", "verify")
+with subtest("both build the same and their own, while both litter, collect and verify"):
+    for who, remote in DAEMONS.items():
+        build = f"nix-build /tmp/graph.nix --argstr who {who} --arg count {COUNT}"
+        begin(who, as_alice(remote, f"{build} -o /home/alice/{who}"))
+        litter = f"nix-build --no-out-link /tmp/litter.nix --argstr who {who} --argstr nonce"
+        again_and_again(f"litter-{who}", f"NIX_REMOTE={remote} {litter} $RANDOM$RANDOM")
+    for name, command in LOOPS.items():
+        again_and_again(name, command)
+    end(*DAEMONS)
+    machine.succeed("touch /tmp/enough")
+    loops = [*LOOPS, *(f"litter-{who}" for who in DAEMONS)]
+    end(*loops)
+    rounds = {name: int(machine.succeed(f"wc -l < /tmp/{name}.rounds")) for name in loops}
+    log(f"rounds while the builds ran: {rounds}")
+    assert min(rounds.values()) >= ROUNDS, rounds
 
 with subtest("all that was asked for is there, once"):
-    for who in ("ours", "theirs"):
-        links = machine.succeed(f"ls -d /home/alice/{who}* | wc -l").strip()
-        assert links == "40", links
+    for who in DAEMONS:
+        # The link is to a file that names its input, which says its number.
         machine.succeed(
-            f"for link in /home/alice/{who}*; do cat $(cat $link) > /dev/null || exit 1; done"
+            f"test $(ls /home/alice | grep -c '^{who}') = {COUNT}",
+            f"for link in /home/alice/{who}*; do cat $(cat $link) || exit 1; done"
+            f" | sort -n > /tmp/{who}.numbers",
+            f"seq 0 {COUNT - 1} | cmp - /tmp/{who}.numbers",
         )
     machine.succeed("executor verify --check-contents", "nix-store --verify --check-contents")
 
-with subtest("each collects what the other built"):
-    machine.succeed(
-        "rm /home/alice/ours*", "nix-store --gc", "rm /home/alice/theirs*", "executor gc"
-    )
-    machine.fail("ls /nix/store | grep -e '-shared-' | grep -v drv")
+with subtest("each deletes what the other built, and leaves what is kept"):
+    machine.succeed("rm /home/alice/ours*", f"NIX_REMOTE={THEIRS} nix-store --gc")
+    machine.fail("ls -d /nix/store/*-ours-* /nix/store/*-litter-* | grep -v drv$")
+    machine.succeed("for link in /home/alice/theirs*; do cat $(cat $link) || exit 1; done")
+    machine.succeed("rm /home/alice/theirs*", "executor gc")
+    machine.fail("ls -d /nix/store/*-theirs-* /nix/store/*-shared-*")
+    machine.succeed("executor verify --check-contents", "nix-store --verify --check-contents")
 machine.shutdown()
