@@ -393,12 +393,12 @@ class LocalStore:
 
     def add_temp_root(self, path: StorePath) -> None:
         """Keep the collector away from a path, valid or not, until this store is closed."""
-        self.add_temp_roots((path,))
+        self.add_temp_roots((path,), again=True)
 
-    def add_temp_roots(self, paths: Iterable[StorePath]) -> None:
-        """As add_temp_root, with one lock and one write for all of them."""
+    def add_temp_roots(self, paths: Iterable[StorePath], *, again: bool = False) -> None:
+        """As add_temp_root, all at once. Links may be made after `again`, see TempRoots.add."""
         if not self.read_only:
-            self.temp_roots.add(paths)
+            self.temp_roots.add(paths, again=again)
 
     def add_permanent_root(self, link: str, path: StorePath) -> str:
         """Make a symbolic link outside of the store that keeps `path`; returns its full path."""

@@ -50,25 +50,34 @@ class TempRoots:
         self._added: set[StorePath] = set()
         self.pay = pay
 
-    def add(self, paths: Iterable[StorePath]) -> None:
+    def add(self, paths: Iterable[StorePath], *, again: bool = False) -> None:
         """Protect paths, which needn't be valid or exist yet; returns when the collector knows.
 
         The order for safety is: add the root, then check validity, then use the path.
+
+        With ``again`` a running collector is told of those, too, that are protected already. That
+        is for whoever makes a link next, which shall protect the path from then on: stock Nix's
+        collector looks for links first and for temporary roots after that, when the link may be
+        there and this process gone.
         """
+        paths = list(paths)
         new = [path for path in paths if path not in self._added]
-        if not new:
+        told = paths if again else new
+        if not told:
             return
         self.pay(_ROOT_COST * len(new))
-        rendered = [self._store_dir.render(path).encode() for path in new]
         roots_fd = self._open_roots_file()
         if self._gc_lock is None:
             self._gc_lock = open_lock_file(f"{self._state_dir}/gc.lock")
         # First, so that no collector can start after this one and before the write; it may see a
         # root too many.
-        self._write(roots_fd, b"".join(path + b"\0" for path in rendered))
-        if self._announce(self._gc_lock, rendered):
+        self._write(roots_fd, b"".join(path + b"\0" for path in self._rendered(new)))
+        if self._announce(self._gc_lock, self._rendered(told)):
             unlock(self._gc_lock)
         self._added.update(new)
+
+    def _rendered(self, paths: Iterable[StorePath]) -> list[bytes]:
+        return [self._store_dir.render(path).encode() for path in paths]
 
     def _write(self, roots_fd: int, data: bytes) -> None:
         """All of it or nothing: half an entry would make the next one unreadable."""

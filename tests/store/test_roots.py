@@ -111,6 +111,23 @@ def test_roots_added_while_the_collector_runs(store: LocalStore, nix: Nix, root:
     assert store.query_all_valid() == set(paths[:2])
 
 
+def test_a_running_collector_is_told_of_what_gets_a_link(store: LocalStore, root: Path) -> None:
+    """Stock Nix's has looked for links by then, and looks for our file when it may be gone."""
+    from executor.store.gc_server import RootsServer
+    from executor.store.locks import open_lock_file, wait_lock
+
+    paths = [store.add_text(f"p{number}", b"x") for number in range(3)]
+    lock = open_lock_file(str(root / "nix/var/nix/gc.lock"))
+    wait_lock(lock, exclusive=True)
+    with RootsServer(store.location.state_dir, store.store_dir) as server:
+        store.add_temp_roots(paths)
+        assert not any(server.knows(path.digest) for path in paths)
+        store.add_temp_root(paths[0])
+        store.add_permanent_root(str(root / "result"), paths[1])
+        assert [server.knows(path.digest) for path in paths] == [True, True, False]
+    os.close(lock)
+
+
 def test_waits_for_a_collector_without_socket(store: LocalStore, root: Path) -> None:
     """Between taking the lock and listening the collector can't be told anything yet."""
     from executor.store.locks import open_lock_file, wait_lock
