@@ -7,7 +7,6 @@ from executor.derivation import Derivation, FixedOutput, InputAddressed, parse_d
 from executor.derivation_hash import ModuloHasher, check_output_paths
 from executor.errors import FormatError, StoreError
 from executor.formats.store_path import StoreDir, StorePath
-from executor.formats.wire import ITEM_COST
 from executor.store.queries import Queries
 
 _MAX_DRV_BYTES = 256 * 1024 * 1024
@@ -15,6 +14,8 @@ _MAX_DRV_BYTES = 256 * 1024 * 1024
 _MAX_COST = 256 * 1024 * 1024
 # From here on one is paid for; graphs have many small ones, which are many files of the store too.
 _LARGE = 1024 * 1024
+# Has no room for as many values.
+_SMALL = 4096
 
 
 class DerivationFiles:
@@ -58,6 +59,10 @@ class DerivationFiles:
             ) from error
 
     def _pay_for(self, data: bytes) -> None:
+        if len(data) < _SMALL:
+            return
+        from executor.formats.wire import ITEM_COST  # a cold build has no need of it
+
         cost = len(data) + ITEM_COST * data.count(b",")
         if cost > _MAX_COST:
             raise FormatError("it has too many values")
