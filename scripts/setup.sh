@@ -53,6 +53,7 @@ if [ "$purpose" = test ]; then
     need libseccomp2 library libseccomp.so.2
     need gcc-multilib header_32 stdio.h
     need patchelf command -v patchelf
+    need e2fsprogs command -v mkfs.ext4
     need debian-archive-keyring test -e /usr/share/keyrings/debian-archive-keyring.gpg
 fi
 if [ "$purpose" = vm ]; then

@@ -89,9 +89,7 @@ class SpareDirectories:
 def empty(directory_fd: int) -> int:
     """Delete all that is in a directory of root's; how much it was.
 
-    Raises ``OSError`` and ``StoreError``.
-
-    Raises ``StoreError`` also for a directory that has grown too large to be used again.
+    Raises ``OSError``, and ``StoreError`` also for one that has grown too large to be used again.
     """
     if os.fstat(directory_fd).st_size > _LARGEST:
         raise StoreError("the directory has grown large")

@@ -108,7 +108,8 @@ class TreeDeleter:
                 # Somebody made a new entry: list it again.
                 return
             # The name stands for another thing now, which the level above will meet again.
-        self.removed += 1
+        else:
+            self.removed += 1
         self._levels.pop()
         os.close(level.fd)
 
@@ -158,6 +159,8 @@ class TreeDeleter:
             pass
         except IsADirectoryError:
             self._interfered()
+        else:
+            self.removed += 1
 
     def _push(self, name: bytes, fd: int) -> None:
         status = os.fstat(fd)
