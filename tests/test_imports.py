@@ -21,7 +21,8 @@ LAYERS = (
         "executor.resolution",
     ),
     (
-        *("executor.references", "executor.host", "executor.limits", "executor.network_rules"),
+        *("executor.references", "executor.host", "executor.limits"),
+        *("executor.loop_signals", "executor.network_rules"),
         "executor.setting_names",
         *("executor.settings", "executor.config", "executor.config_text"),
     ),

@@ -76,35 +76,43 @@ def signals_wait() -> Iterator[None]:
 def run_until_signal(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine in a loop of its own; the first of the signals cancels it.
 
-    Those after the first change nothing: a second Ctrl-C must not break off the cleaning up.
-    Raises ``EndedBySignal`` once all is cleaned up.
+    Those after the first change nothing: a second Ctrl-C must not break off the cleaning up. One
+    that comes when the coroutine is done already isn't lost, either. Raises ``EndedBySignal`` once
+    all is cleaned up and the loop is closed.
     """
     import asyncio
 
-    ended: list[int] = []
+    from executor.loop_signals import signals_call
+
+    came: list[int] = []
 
     async def cancellable() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None
 
         def cancel(number: int) -> None:
-            ended.append(number)
-            if len(ended) == 1:
+            came.append(number)
+            if not task.cancelling():
                 task.cancel()
 
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, cancel, number)
-        return await coroutine
+        with signals_call(cancel):
+            if came:
+                task.cancel()
+            return await coroutine
 
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: came.append(number))
     try:
-        return asyncio.run(cancellable())
+        result = asyncio.run(cancellable())
     except asyncio.CancelledError:
-        if not ended:
+        if not came:
             raise
-        raise EndedBySignal(ended[0]) from None
     finally:
         raise_on_signals()
+    if came:
+        raise EndedBySignal(came[0])
+    return result
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 
 from executor.errors import ExecutorError
+from executor.loop_signals import signals_call
 from executor.protocols import worker_frames as frames
 from executor.protocols.channel import Allowance, Channel
 from executor.protocols.doorway import Doorway, raise_descriptor_limit
@@ -65,20 +65,18 @@ class Daemon:
 
     async def run(self, listeners: list[socket.socket], environ: MutableMapping[str, str]) -> None:
         """Serve until SIGTERM, SIGINT or SIGHUP, and drain."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._signalled)
-        raise_descriptor_limit()
-        threading.stack_size(_STACK_SIZE)
-        for listener in listeners:
-            self._door.open(listener, self._receive)
-        notify(environ, "READY=1")
-        await self._stop.wait()
-        notify(environ, "STOPPING=1")
-        self._door.close()
-        await self._drain()
+        with signals_call(self._signalled):
+            raise_descriptor_limit()
+            threading.stack_size(_STACK_SIZE)
+            for listener in listeners:
+                self._door.open(listener, self._receive)
+            notify(environ, "READY=1")
+            await self._stop.wait()
+            notify(environ, "STOPPING=1")
+            self._door.close()
+            await self._drain()
 
-    def _signalled(self) -> None:
+    def _signalled(self, number: int) -> None:
         self._signals += 1
         self._stop.set()
         if self._signals > 1:
@@ -204,7 +202,6 @@ async def serve_stdio(host: Host, *, trusted: bool, log: Log) -> None:
         finally:
             loop.call_soon_threadsafe(done.set)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, channel.abort)
-    threading.Thread(target=serve, name="client", daemon=True).start()
-    await done.wait()
+    with signals_call(lambda number: channel.abort()):
+        threading.Thread(target=serve, name="client", daemon=True).start()
+        await done.wait()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
-import signal
 import socket
 import threading
 import time
@@ -25,6 +24,7 @@ from executor.build.verdict import builder_failure
 from executor.config import Settings
 from executor.errors import ExecutorError
 from executor.formats.wire import FramedWriter
+from executor.loop_signals import signals_call
 from executor.protocols import external_messages as messages
 from executor.protocols.channel import Allowance, Channel, Purse
 from executor.protocols.doorway import Doorway, raise_descriptor_limit
@@ -77,19 +77,17 @@ class ExternalService:
 
     async def run(self, listener: socket.socket, ready: Callable[[], object]) -> None:
         """Serve until a signal ends it; builds that run are ended, too."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop.set)
-        raise_descriptor_limit()
-        self._door.open(listener, self._receive)
-        ready()
-        await self._stop.wait()
-        self._door.close()
-        for channel in tuple(self._running):
-            channel.abort()
-        while self._counts:
-            self._ended.clear()
-            await self._ended.wait()
+        with signals_call(lambda number: self._stop.set()):
+            raise_descriptor_limit()
+            self._door.open(listener, self._receive)
+            ready()
+            await self._stop.wait()
+            self._door.close()
+            for channel in tuple(self._running):
+                channel.abort()
+            while self._counts:
+                self._ended.clear()
+                await self._ended.wait()
 
     def _receive(self, connection: socket.socket) -> None:
         try:

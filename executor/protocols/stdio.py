@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 from collections.abc import Callable
 
+from executor.loop_signals import signals_call
 from executor.protocols.channel import Channel
 
 
@@ -27,7 +27,6 @@ async def serve_in_thread(serve: Callable[[], None], channel: Channel) -> None:
         else:
             loop.call_soon_threadsafe(done.set_result, None)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, channel.abort)
-    threading.Thread(target=run, name="client", daemon=True).start()
-    await done
+    with signals_call(lambda number: channel.abort()):
+        threading.Thread(target=run, name="client", daemon=True).start()
+        await done

@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.root
 
 # Of ours; raise it for what every build needs, and import the rest where it is used.
-MOST = 127
+MOST = 128
 NEEDLESS = {
     *("_ssl", "datetime", "hmac", "ipaddress", "lzma", "random", "secrets"),
     *("shutil", "sqlite3", "tempfile", "urllib", "email", "http", "uuid", "decimal", "pyroute2"),

@@ -94,6 +94,47 @@ def test_a_second_signal_does_not_break_off_the_cleaning_up() -> None:
     assert (done.stdout, done.stderr) == (f"clean\n{128 + signal.SIGTERM}\n", "")
 
 
+def test_signals_while_the_loop_is_closed_are_neither_lost_nor_complained_of() -> None:
+    """A hundred loops, each with signals from its last step until after it is closed."""
+    done = child(
+        "import threading\n"
+        "from executor.cli import interrupts\n"
+        "interrupts.raise_on_signals = lambda: None  # what comes after the loop isn't looked at\n"
+        "def send():\n"
+        "    for _ in range(30):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        time.sleep(0.00002)\n"
+        "ended = 0\n"
+        "async def work():\n"
+        "    sender.start()\n"
+        "for _ in range(100):\n"
+        "    sender = threading.Thread(target=send)\n"
+        "    try:\n"
+        "        run_until_signal(work())\n"
+        "    except EndedBySignal:\n"
+        "        ended += 1\n"
+        "    sender.join()\n"
+        "print(ended)\n"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("100\n", "", 0)
+
+
+def test_a_signal_before_the_coroutine_begins_cancels_it() -> None:
+    done = child(
+        "import asyncio\n"
+        "run = asyncio.run\n"
+        "def late(coroutine):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    return run(coroutine)\n"
+        "asyncio.run = late\n"
+        "try:\n"
+        "    run_until_signal(asyncio.sleep(20))\n"
+        "except EndedBySignal as ended:\n"
+        "    print(ended.exit_code)\n"
+    )
+    assert (done.stdout, done.stderr) == (f"{128 + signal.SIGHUP}\n", "")
+
+
 def test_the_signals_act_again_after_a_loop() -> None:
     async def nothing() -> int:
         return 7
